@@ -1,0 +1,1 @@
+"""The adapters to what runs instances: Docker containers, or plain processes."""
