@@ -1,0 +1,32 @@
+# make run     set everything up, then the daemon in the foreground: two instances behind http://127.0.0.1:8080/
+# make test    set everything up, then the whole test suite (T="tests/config -k scanner" picks some)
+# make check   lint, format, types, import rules: seconds
+# make docs    write the generated pages anew
+# make clean   remove what these made, the virtual environment included
+BIN := .venv/bin
+SOURCES := hasupervisor model_api tests tools bench setup.py
+
+.PHONY: run test check setup docs clean
+
+run:
+	@tools/bootstrap.sh run
+	@CHATGLM_HA_SOCKET=$(CURDIR)/.run/control.sock \
+	  $(BIN)/chatglm-had --config config/embedded.toml --on-exit stop
+
+test: setup check
+	@$(BIN)/python -m pytest $(T)
+
+setup:
+	@tools/bootstrap.sh test
+
+check: setup
+	@$(BIN)/ruff check $(SOURCES)
+	@$(BIN)/ruff format --check $(SOURCES)
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports --no-logo
+
+docs: setup
+	@$(BIN)/python tools/configdoc.py
+
+clean:
+	rm -rf .venv .run .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache build dist *.egg-info

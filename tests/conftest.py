@@ -1,0 +1,20 @@
+"""Runs the tests quick to slow, so that a mistake shows in seconds and the long drills come last."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+# Folders that start real daemons, engines and containers. Every folder not named here is quick and comes first.
+SLOW = ("model_api", "runtimes", "real", "system")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    root = Path(__file__).parent
+
+    def rank(item: pytest.Item) -> int:
+        folder = item.path.relative_to(root).parts[0] if item.path.is_relative_to(root) else ""
+        return SLOW.index(folder) + 1 if folder in SLOW else 0
+
+    items.sort(key=rank)  # stable: the order within a folder stays
