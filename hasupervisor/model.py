@@ -137,6 +137,7 @@ class ProbeView:
     reason: str = ""  # with UNHEALTHY: the instance's own words
     answered_at: float | None = None
     successes: int = 0  # healthy answers in a row
+    unhealthies: int = 0  # answers "unhealthy" in a row
     failures: int = 0  # missed answers in a row
     first_failure_at: float | None = None
     miss: Miss | None = None  # of the last failure
@@ -189,6 +190,7 @@ class Outcome:
     error: str = ""  # one sentence when not ok
     tail: str = ""  # an ended instance's last output
     stuck: bool = False  # the runtime could not end or remove it within the deadline
+    trouble: bool = False  # the runtime as a whole could not be asked: says nothing of the instance
 
 
 # --- what is wanted and remembered ------------------------------------------------------------------------------------
@@ -224,6 +226,25 @@ class Failure:
     tail: str = ""  # last output
 
 
+class Cause(StrEnum):
+    """Why an instance is on its way out."""
+
+    SCALE = "scale"  # no longer wanted: its record ends with it
+    RESTART = "restart"  # by hand: started again at once
+    DRAIN = "drain"  # by hand: stays out until `undrain`
+    HEAL = "heal"  # sick or dead on its feet: started again as `repair` allows
+
+
+@dataclass(frozen=True, slots=True)
+class Leaving:
+    """An instance on its way out: out of nginx first, then nothing in flight, then SIGTERM."""
+
+    cause: Cause
+    why: str
+    since: float
+    quiet_since: float | None = None  # out of nginx with nothing in flight since then
+
+
 @dataclass(frozen=True, slots=True)
 class Record:
     """What the supervisor remembers of one name. Decisions return new records; only the loop stores them."""
@@ -241,10 +262,12 @@ class Record:
     since_wall: float = 0.0
     in_rotation: bool = False  # the decision, kept as it was while the evidence is unknown
     serving_since: float | None = None
-    incarnation: str | None = None  # runtime_id that this record speaks of
-    stopping: str | None = None  # why it is on its way out: drain, then stop
-    drain_since: float | None = None
-    removing: bool = False  # after the stop it is not started again and its record ends
+    bad_since: float | None = None  # its process lives, and the verdict has been a bad one since then
+    disturbed_at: float | None = None  # healing killed or stopped its living process; None again once that is over
+    incarnation: str | None = None  # runtime_id of the life that is lived now
+    ended: str | None = None  # runtime_id of the last life whose end has been counted
+    acted_at: float = 0.0  # when the last step on it ended: an older list does not know of it
+    leaving: Leaving | None = None
     operation: str | None = None  # id of the operation that moves it
 
 
@@ -374,6 +397,7 @@ class World:
     operations: tuple[Operation, ...] = ()
     jitter: float = 0.5  # 0..1, drawn by the loop once a cycle
     settled: bool = True  # False: the daemon has just started and has not asked everybody yet
+    routed_at_start: frozenset[Address] = frozenset()  # what the gateway's file routed when the daemon started
     taken_names: frozenset[str] = frozenset()  # of strangers: containers that carry our name but not our label
     taken_ports: frozenset[int] = frozenset()  # ports of our range that somebody else listens on
 
@@ -422,5 +446,7 @@ class Plan:
     operations: tuple[Operation, ...]
     problems: tuple[Problem, ...]
     notes: tuple[Note, ...]
-    summary: str  # one sentence for the whole service
+    summary: str  # "2 of 3 serving"
     health: Colour
+    prompts: frozenset[str] = frozenset()  # instances whose synthetic prompt should be asked soon
+    next_in: float = 1.0  # seconds until the next cycle is due when nothing happens

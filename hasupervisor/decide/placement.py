@@ -1,0 +1,37 @@
+"""Where and when an instance may start: on one GPU, or one host without GPUs, one loads at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from hasupervisor.model import Phase, Policy, Seen, StepKind, Verdict, VerdictKind
+
+
+def is_loading(seen: Seen, verdict: Verdict) -> bool:
+    """Whether this instance takes up the place that starts need: being started, or alive and not proven yet."""
+    if seen.acting == StepKind.START:
+        return True
+    alive = seen.fact is not None and seen.fact.phase is Phase.RUNNING
+    never_served = seen.record.serving_since is None and not seen.record.in_rotation
+    return alive and never_served and verdict.kind in (VerdictKind.LOADING, VerdictKind.UNKNOWN)
+
+
+def why_no_start(name: str, loading: Mapping[str, bool], policy: Policy) -> str | None:
+    """Why `name` may not start in this cycle, or None. `loading` tells of every instance whether it loads now."""
+    if not policy.one_at_a_time:
+        return None
+    others = sorted(other for other, loads in loading.items() if loads and other != name)
+    return f"waits until {others[0]} has loaded: one loads at a time" if others else None
+
+
+def free_port(policy: Policy, taken: frozenset[int]) -> int | None:
+    """The first port of the range that nobody has."""
+    return next((port for port in policy.ports if port not in taken), None)
+
+
+def free_name(policy: Policy, taken: frozenset[str]) -> str:
+    """The lowest free name: chatglm-01, chatglm-02, ..."""
+    number = 1
+    while f"{policy.service}-{number:02d}" in taken:
+        number += 1
+    return f"{policy.service}-{number:02d}"

@@ -1,0 +1,242 @@
+"""One cycle's decision: from a frozen snapshot of the world to steps, routing and one sentence for every instance."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from hasupervisor.decide import brakes, placement, rollout, scaling, summary
+from hasupervisor.decide.health import judge
+from hasupervisor.decide.repair import QUIET, Gate, Turn, advance
+from hasupervisor.decide.routing import is_routed, table
+from hasupervisor.model import (
+    Cause,
+    Judged,
+    Note,
+    Operation,
+    OperationState,
+    Phase,
+    Plan,
+    Record,
+    Said,
+    Seen,
+    State,
+    StepKind,
+    Verdict,
+    VerdictKind,
+    World,
+)
+
+IDLE_CYCLE = 1.0
+"""Seconds to the next cycle when nothing happens and nothing is awaited."""
+
+_GOOD = (VerdictKind.SERVING, VerdictKind.BUSY)
+
+
+def plan(world: World) -> Plan:
+    """Decides one cycle. Pure: the same world gives the same plan, and the world is not changed."""
+    before = {s.record.name: s.record for s in world.instances}
+    world = scaling.adopt(world)
+    world, gone = _let_go(world)
+    notes = [Note(name, "gone", "is gone: no longer wanted") for name in gone]
+    problem = None
+    if world.settled and world.runtime.listed_at is not None:
+        if not world.wants.pause or _commanded(world):
+            member = scaling.membership(world)
+            world, problem = replace(world, instances=member.instances), member.problem
+            notes.extend(member.notes)
+        world = rollout.begin(world)
+    else:
+        world = _resume(world)
+    verdicts = tuple(judge(seen, world.policy, world.now) for seen in world.instances)
+    cause = brakes.common_cause(tuple(zip(world.instances, verdicts, strict=True)), world.now)
+    turns = _turns(world, verdicts, cause)
+    judged = tuple(
+        _judged(seen, verdict, turn, world)
+        for seen, verdict, turn in zip(world.instances, verdicts, turns, strict=True)
+    )
+    notes.extend(note for j in judged if (note := _state_note(before.get(j.record.name), j)) is not None)
+    operations, ended = _operations(world, judged)
+    notes.extend(ended)
+    problems = summary.problems(world, judged, cause, problem)
+    return Plan(
+        steps=tuple(turn.step for turn in turns if turn.step is not None),
+        routing=table(tuple((j.record, j.fact) for j in judged)),
+        instances=judged,
+        operations=operations,
+        problems=problems,
+        notes=tuple(notes),
+        summary=summary.sentence(world, judged),
+        health=summary.health(world, judged, problems),
+        prompts=frozenset(j.record.name for j in judged if _needs_prompt(j)),
+        next_in=_next_in(world, judged),
+    )
+
+
+def _let_go(world: World) -> tuple[World, tuple[str, ...]]:
+    """Ends the records of instances that were scaled away and that the runtime no longer lists."""
+    gone = tuple(
+        s.record.name
+        for s in world.instances
+        if s.record.leaving is not None
+        and s.record.leaving.cause is Cause.SCALE
+        and s.fact is None
+        and s.acting is None
+        and not any(o.stuck for o in s.outcomes)
+        and not _list_is_old(s, world)
+    )
+    kept = tuple(s for s in world.instances if s.record.name not in gone)
+    return replace(world, instances=kept), gone
+
+
+def _resume(world: World) -> World:
+    """Just started: what the gateway routed before stays in rotation until somebody has asked it."""
+
+    def take(seen: Seen) -> Seen:
+        fact, record = seen.fact, seen.record
+        if fact is None or fact.phase is not Phase.RUNNING or record.incarnation is not None:
+            return seen
+        routed = fact.address in world.routed_at_start
+        record = replace(
+            record,
+            incarnation=fact.runtime_id,
+            in_rotation=routed,
+            serving_since=world.now if routed else None,
+            state=State.SERVING if routed else State.LOADING,
+        )
+        return replace(seen, record=record)
+
+    return replace(world, instances=tuple(take(seen) for seen in world.instances))
+
+
+def _turns(world: World, verdicts: tuple[Verdict, ...], cause: brakes.CommonCause | None) -> list[Turn]:
+    pairs = tuple(zip(world.instances, verdicts, strict=True))
+    loading = {seen.record.name: placement.is_loading(seen, verdict) for seen, verdict in pairs}
+    good = frozenset(s.record.name for s, v in pairs if s.record.in_rotation and v.kind in _GOOD)
+    disturbed = next((s.record.name for s, _ in pairs if s.record.disturbed_at is not None), None)
+    turns: list[Turn] = []
+    for seen, verdict in pairs:
+        name = seen.record.name
+        gate = _gate(seen, world, _Around(loading=loading, good=good, disturbed=disturbed, cause=cause))
+        turn = advance(seen, verdict, gate)
+        if turn.step is not None and turn.step.kind is StepKind.START:
+            loading[name] = True
+        if turn.record.disturbed_at is not None:
+            disturbed = disturbed or name
+        turns.append(turn)
+    return turns
+
+
+@dataclass(frozen=True, slots=True)
+class _Around:
+    """What the other instances mean for this one."""
+
+    loading: dict[str, bool]
+    good: frozenset[str]
+    disturbed: str | None
+    cause: brakes.CommonCause | None
+
+
+def _gate(seen: Seen, world: World, around: _Around) -> Gate:
+    record, fact = seen.record, seen.fact
+    routed = fact is not None and is_routed(fact.address, world.gateway, wanted=record.in_rotation)
+    in_cause = around.cause is not None and record.name in around.cause.names
+    last_one = not (around.good - {record.name})
+    return Gate(
+        now=world.now,
+        now_wall=world.now_wall,
+        jitter=world.jitter,
+        policy=world.policy,
+        asleep=_asleep(world),
+        paused=None if _by_hand(record, world) else _paused(world),
+        no_start=placement.why_no_start(record.name, around.loading, world.policy),
+        no_disturbance=brakes.why_no_disturbance(record, around.cause, around.disturbed, world.now),
+        drained=record.name in world.wants.drained,
+        list_is_old=_list_is_old(seen, world),
+        routed=routed,
+        unrouted=not routed or world.gateway.off,
+        keep_routed=in_cause or last_one,
+    )
+
+
+def _asleep(world: World) -> str | None:
+    if world.runtime.trouble is not None:
+        return f"waits: {world.runtime.trouble}"
+    if not world.settled or world.runtime.listed_at is None:
+        return "waits: the daemon has just started and looks before it acts"
+    return None
+
+
+def _paused(world: World) -> str | None:
+    pause = world.wants.pause
+    return f"waits: paused by {pause.by}" if pause is not None else None
+
+
+def _commanded(world: World) -> bool:
+    return any(o.state is OperationState.RUNNING for o in world.operations)
+
+
+def _by_hand(record: Record, world: World) -> bool:
+    """Whether a running command of a person wants this instance moved: a pause does not hold that."""
+    running = [o for o in world.operations if o.state is OperationState.RUNNING]
+    return any(o.id == record.operation or record.name in o.targets for o in running)
+
+
+def _list_is_old(seen: Seen, world: World) -> bool:
+    acted = max((o.at for o in seen.outcomes), default=seen.record.acted_at)
+    acted = max(acted, seen.record.acted_at)
+    return acted > 0.0 and (world.runtime.listed_at is None or world.runtime.listed_at <= acted)
+
+
+def _judged(seen: Seen, verdict: Verdict, turn: Turn, world: World) -> Judged:
+    record = turn.record
+    if turn.state is not record.state or record.since == 0.0:
+        record = replace(record, state=turn.state, since=world.now, since_wall=world.now_wall)
+    judged = Judged(
+        record=record,
+        verdict=verdict,
+        state=turn.state,
+        colour=summary.colour(turn.state, drained=record.name in world.wants.drained),
+        reason=turn.reason,
+        fact=seen.fact,
+        probe=seen.probe,
+        traffic=seen.traffic,
+    )
+    return replace(judged, explain=summary.evidence(judged, world))
+
+
+def _state_note(before: Record | None, judged: Judged) -> Note | None:
+    record = judged.record
+    if before is None:
+        return Note(record.name, "state", f"new -> {judged.state}: {judged.reason}")
+    if before.state is judged.state:
+        return None
+    return Note(record.name, "state", f"{before.state} -> {judged.state}: {judged.reason}")
+
+
+def _operations(world: World, judged: tuple[Judged, ...]) -> tuple[tuple[Operation, ...], list[Note]]:
+    standings = {
+        j.record.name: rollout.Standing(j.record, j.state, j.reason, exists=j.fact is not None) for j in judged
+    }
+    after = tuple(rollout.progress(operation, standings, world) for operation in world.operations)
+    notes = [
+        Note(new.id, "operation", f"{new.kind} {new.state}: {new.sentence}")
+        for old, new in zip(world.operations, after, strict=True)
+        if old.state is OperationState.RUNNING and new.state is not OperationState.RUNNING
+    ]
+    return after, notes
+
+
+def _needs_prompt(judged: Judged) -> bool:
+    """A synthetic prompt decides about those that answer healthy and are not proven, or failed the last one."""
+    probe = judged.probe
+    if probe is None or probe.said is not Said.HEALTHY or judged.record.leaving is not None:
+        return False
+    unproven = probe.prompt_ok is None and not judged.record.in_rotation
+    return unproven or probe.prompt_failures > 0
+
+
+def _next_in(world: World, judged: tuple[Judged, ...]) -> float:
+    if any(j.state is State.DRAINING for j in judged):
+        return QUIET
+    due = [j.record.retry_at - world.now for j in judged if j.record.retry_at is not None]
+    return max(0.05, min([IDLE_CYCLE, *(wait for wait in due if wait > 0)]))

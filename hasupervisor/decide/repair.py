@@ -1,0 +1,303 @@
+"""From verdict and record to the next step of one instance: start, wait, drain, stop, fence, park."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from hasupervisor.model import (
+    Cause,
+    Fact,
+    Failure,
+    Leaving,
+    Outcome,
+    Phase,
+    Policy,
+    Record,
+    Seen,
+    State,
+    Step,
+    StepKind,
+    Verdict,
+    VerdictKind,
+)
+
+QUIET = 0.1
+"""Seconds without anything in flight, after nginx has let go, before the SIGTERM: a connection that a retired worker
+was just making is seen by then."""
+
+
+@dataclass(frozen=True, slots=True)
+class Gate:
+    """What the rest of the house allows this instance in this cycle. A string is the reason why not."""
+
+    now: float
+    now_wall: float
+    jitter: float
+    policy: Policy
+    asleep: str | None = None  # nothing may be done at all: just started, runtime unreachable
+    paused: str | None = None
+    no_start: str | None = None  # another one loads on the same place
+    no_disturbance: str | None = None  # a brake: living processes are left alone
+    drained: bool = False
+    list_is_old: bool = False  # the runtime's list was made before the last step on this instance ended
+    routed: bool = False  # nginx may send it new requests, as far as is proven
+    unrouted: bool = True  # nginx sends it nothing new, proven
+    keep_routed: bool = False  # common cause, or the last one: leave it in rotation although suspect
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """What one instance does next, and why."""
+
+    record: Record
+    state: State
+    reason: str
+    step: Step | None = None
+
+
+def advance(seen: Seen, verdict: Verdict, gate: Gate) -> Turn:
+    """The next step of one instance. `seen.record` is not changed; the returned record is the new memory."""
+    record = _absorb(seen.record, seen.fact, seen.outcomes, gate)
+    fact = seen.fact
+    if record.stuck is not None:
+        return Turn(replace(record, in_rotation=False), State.PARKED, record.stuck)
+    if seen.acting is not None:
+        return _under_way(record, seen.acting, gate)
+    if gate.list_is_old:
+        return Turn(record, record.state, "waits for the runtime's next list")
+    if fact is None:
+        return _absent(record, gate)
+    if fact.phase in (Phase.EXITED, Phase.CREATED):
+        return _ended(record, fact, verdict, gate)
+    record = _live(record, fact, verdict, gate)
+    if record.leaving is not None:
+        return _leave(record, fact, seen.traffic.in_flight, seen.traffic.in_flight_known, verdict, gate)
+    return _living(record, fact, verdict, gate)
+
+
+def fail(record: Record, reason: str, gate: Gate, ended: str | None) -> Record:
+    """Counts one failed life: the next try backs off with jitter, or the instance is parked."""
+    failures = (*record.failures, gate.now)
+    served = record.serving_since is not None
+    count = len(failures)
+    parked = count >= gate.policy.attempts
+    delay = 0.0 if served and count == 1 else _backoff(count, gate)
+    return replace(
+        record,
+        failures=failures,
+        last_failure=Failure(at=gate.now, at_wall=gate.now_wall, reason=reason),
+        retry_at=None if parked else gate.now + delay,
+        parked_at=gate.now if parked else None,
+        in_rotation=False,
+        serving_since=None,
+        bad_since=None,
+        incarnation=None,
+        ended=ended if ended is not None else record.ended,
+    )
+
+
+def forgive(record: Record) -> Record:
+    """A person asked for this instance: earlier failures do not hold it back."""
+    return replace(record, failures=(), retry_at=None, parked_at=None)
+
+
+def _backoff(count: int, gate: Gate) -> float:
+    delay = min(gate.policy.backoff * 2.0 ** (count - 1), gate.policy.backoff_max)
+    return delay * (0.75 + 0.5 * gate.jitter)
+
+
+def _absorb(record: Record, fact: Fact | None, outcomes: tuple[Outcome, ...], gate: Gate) -> Record:
+    """Takes in how the last steps ended."""
+    for outcome in outcomes:
+        record = replace(record, acted_at=max(record.acted_at, outcome.at))
+        if outcome.stuck:
+            record = replace(record, stuck=f"cannot be ended: {outcome.error}", in_rotation=False)
+        elif outcome.step == StepKind.START and not outcome.ok and not outcome.trouble:
+            record = fail(record, outcome.error, gate, ended=None)
+        if outcome.tail and record.last_failure is not None and not record.last_failure.tail:
+            record = replace(record, last_failure=replace(record.last_failure, tail=outcome.tail))
+    if record.stuck is not None and fact is None and not gate.list_is_old and gate.asleep is None:
+        record = replace(record, stuck=None)  # the runtime let go of it after all
+    return record
+
+
+def _under_way(record: Record, acting: str, gate: Gate) -> Turn:
+    if acting == StepKind.START:
+        return Turn(record, State.STARTING, "is being started")
+    why = record.leaving.why if record.leaving else (record.last_failure.reason if record.last_failure else "")
+    record = replace(record, in_rotation=False)
+    return Turn(record, State.STOPPING, f"is being ended: {why}" if why else "is being ended")
+
+
+def _absent(record: Record, gate: Gate) -> Turn:
+    """The runtime has nothing of that name: start it, or say why not."""
+    if record.incarnation is not None and record.leaving is None and gate.asleep is None:
+        record = fail(record, "was removed by somebody else", gate, ended=record.incarnation)
+    record = replace(record, in_rotation=False, serving_since=None, leaving=None, bad_since=None, incarnation=None)
+    if gate.drained:
+        return Turn(record, State.PARKED, "drained by hand, stopped")
+    if record.parked_at is not None:
+        retry = record.parked_at + gate.policy.park_retry
+        if gate.policy.park_retry <= 0 or gate.now < retry:
+            return Turn(replace(record, disturbed_at=None), State.PARKED, parked_sentence(record, gate))
+    if record.retry_at is not None and gate.now < record.retry_at:
+        return Turn(record, State.BACKOFF, backoff_sentence(record, gate))
+    waiting = gate.asleep or gate.paused or gate.no_start
+    if waiting is not None:
+        return Turn(record, State.BACKOFF if record.failures else State.STARTING, waiting)
+    again = record.ended is not None or bool(record.failures)
+    record = replace(record, restarts=record.restarts + (1 if again else 0), retry_at=None, parked_at=None)
+    why = f"start again after: {record.last_failure.reason}" if again and record.last_failure else "start"
+    step = Step(StepKind.START, record.name, why, port=record.port)
+    return Turn(record, State.STARTING, "is being started", step)
+
+
+def _ended(record: Record, fact: Fact, verdict: Verdict, gate: Gate) -> Turn:
+    """Its process is gone, its remains are there: count the end once, keep its last words, clear them away."""
+    record = replace(record, in_rotation=False)
+    if record.ended != fact.runtime_id:
+        if record.leaving is None:
+            record = fail(record, verdict.sentence, gate, ended=fact.runtime_id)
+        else:
+            record = replace(record, ended=fact.runtime_id, incarnation=None, serving_since=None)
+    state = State.STOPPING if record.leaving else State.PARKED if record.parked_at is not None else State.BACKOFF
+    sentence = record.leaving.why if record.leaving else _after_failure(record, gate)
+    if gate.asleep is not None:
+        return Turn(record, state, f"{sentence}; {gate.asleep}")
+    step = Step(StepKind.CLEAR, record.name, sentence, runtime_id=fact.runtime_id)
+    return Turn(record, state, sentence, step)
+
+
+def _after_failure(record: Record, gate: Gate) -> str:
+    return parked_sentence(record, gate) if record.parked_at is not None else backoff_sentence(record, gate)
+
+
+def _live(record: Record, fact: Fact, verdict: Verdict, gate: Gate) -> Record:
+    """Bookkeeping that every living process needs: whose life it is, how long it serves, how long it is bad."""
+    good = verdict.kind in (VerdictKind.SERVING, VerdictKind.BUSY)
+    if record.incarnation != fact.runtime_id:
+        record = replace(record, incarnation=fact.runtime_id, bad_since=None)
+    if good:
+        window = gate.now - gate.policy.window
+        record = replace(
+            record,
+            bad_since=None,
+            disturbed_at=None,
+            parked_at=None,
+            retry_at=None,
+            failures=tuple(t for t in record.failures if t > window),
+        )
+    elif verdict.kind in (VerdictKind.SUSPECT, VerdictKind.HUNG, VerdictKind.SICK, VerdictKind.DEAD):
+        record = record if record.bad_since is not None else replace(record, bad_since=gate.now)
+    return record
+
+
+def _living(record: Record, fact: Fact, verdict: Verdict, gate: Gate) -> Turn:
+    match verdict.kind:
+        case VerdictKind.SERVING:
+            return _serving(record, verdict, gate, may_join=True)
+        case VerdictKind.BUSY:
+            return _serving(record, verdict, gate, may_join=False)
+        case VerdictKind.UNKNOWN:
+            state = State.SERVING if record.in_rotation else record.state
+            return Turn(record, state, verdict.sentence)
+        case VerdictKind.LOADING:
+            record = replace(record, in_rotation=False, serving_since=None)
+            return Turn(record, State.LOADING, verdict.sentence)
+        case VerdictKind.SUSPECT:
+            return _suspect(record, verdict.sentence, gate)
+        case VerdictKind.HUNG | VerdictKind.SICK | VerdictKind.DEAD:
+            return _heal(record, fact, verdict, gate)
+
+
+def _serving(record: Record, verdict: Verdict, gate: Gate, *, may_join: bool) -> Turn:
+    """Proven. A busy one that was taken out comes back by an answered probe, not by its progress: no flapping."""
+    if not record.in_rotation and not may_join:
+        return Turn(record, State.SUSPECT, f"{verdict.sentence}; back in rotation once it answers a probe")
+    since = record.serving_since if record.serving_since is not None else gate.now
+    record = replace(record, in_rotation=True, serving_since=since)
+    if not gate.routed:
+        return Turn(record, State.LOADING, f"{verdict.sentence}; joins the gateway")
+    return Turn(record, State.SERVING, verdict.sentence)
+
+
+def _suspect(record: Record, sentence: str, gate: Gate) -> Turn:
+    if gate.keep_routed and record.in_rotation:
+        return Turn(record, State.SUSPECT, f"{sentence}; stays in rotation")
+    return Turn(replace(record, in_rotation=False, serving_since=None), State.SUSPECT, sentence)
+
+
+def _heal(record: Record, fact: Fact, verdict: Verdict, gate: Gate) -> Turn:
+    """A living process that has to go: fence what hangs, drain what only ails. A brake or a pause holds both."""
+    held = gate.asleep or gate.paused or gate.no_disturbance
+    if held is not None:
+        return _suspect(record, f"{verdict.sentence}; left alone: {held}", gate)
+    if verdict.kind is VerdictKind.HUNG:
+        record = replace(fail(record, verdict.sentence, gate, ended=fact.runtime_id), disturbed_at=gate.now)
+        step = Step(StepKind.KILL, record.name, verdict.sentence, runtime_id=fact.runtime_id)
+        return Turn(record, State.STOPPING, f"fenced: {verdict.sentence}", step)
+    leaving = Leaving(Cause.HEAL, verdict.sentence, since=gate.now)
+    record = replace(record, leaving=leaving, in_rotation=False, disturbed_at=gate.now)
+    return Turn(record, State.DRAINING, f"restarts: {verdict.sentence}")
+
+
+def _leave(record: Record, fact: Fact, in_flight: int, known: bool, verdict: Verdict, gate: Gate) -> Turn:
+    """Out of nginx, then nothing in flight (or the timeout), then SIGTERM."""
+    leaving = record.leaving
+    assert leaving is not None
+    record = replace(
+        record, in_rotation=False, serving_since=None if leaving.cause is Cause.HEAL else record.serving_since
+    )
+    if gate.asleep is not None:
+        return Turn(record, State.DRAINING, f"{leaving.why}; {gate.asleep}")
+    waited = gate.now - leaving.since
+    limit = gate.policy.drain_timeout
+    if leaving.cause is Cause.HEAL:
+        limit = min(limit, gate.policy.hang_after)
+    quiet = gate.unrouted and known and in_flight == 0
+    since = (leaving.quiet_since if leaving.quiet_since is not None else gate.now) if quiet else None
+    record = replace(record, leaving=replace(leaving, quiet_since=since))
+    if since is not None and gate.now - since >= QUIET:
+        return _stop(record, fact, StepKind.STOP, leaving.why, gate)
+    if verdict.kind is VerdictKind.HUNG:
+        return _stop(record, fact, StepKind.KILL, f"{leaving.why}; {verdict.sentence}", gate)
+    if waited >= limit:
+        what = f"{in_flight} still in flight" if known else "what is in flight cannot be counted"
+        return _stop(record, fact, StepKind.STOP, f"{leaving.why}; {what} after {waited:.0f} s", gate)
+    return Turn(record, State.DRAINING, f"{leaving.why}: {_draining(in_flight, known, gate)}")
+
+
+def _draining(in_flight: int, known: bool, gate: Gate) -> str:
+    if not gate.unrouted:
+        return "waits for nginx to let go of it"
+    if not known:
+        return "in flight cannot be counted, waits for the drain timeout"
+    return f"{in_flight} in flight" if in_flight else "nothing in flight"
+
+
+def _stop(record: Record, fact: Fact, kind: StepKind, why: str, gate: Gate) -> Turn:
+    leaving = record.leaving
+    if leaving is not None and leaving.cause is Cause.HEAL:
+        record = fail(record, leaving.why, gate, ended=fact.runtime_id)
+    else:
+        record = replace(record, ended=fact.runtime_id)
+    step = Step(kind, record.name, why, runtime_id=fact.runtime_id, grace=gate.policy.stop_grace)
+    return Turn(record, State.STOPPING, why, step)
+
+
+def backoff_sentence(record: Record, gate: Gate) -> str:
+    """ "backing off: exited 1, try 4 of 5 in 40 s"."""
+    reason = record.last_failure.reason if record.last_failure else "failed"
+    left = max(0.0, (record.retry_at or gate.now) - gate.now)
+    return f"backing off: {reason}, try {len(record.failures) + 1} of {gate.policy.attempts} in {left:.0f} s"
+
+
+def parked_sentence(record: Record, gate: Gate) -> str:
+    """ "parked: exited 1, 5 times; tried again in 29 min"."""
+    reason = record.last_failure.reason if record.last_failure else "failed"
+    sentence = f"parked: {reason}, {len(record.failures)} failures"
+    if gate.policy.park_retry <= 0:
+        return f"{sentence}; not tried again by itself"
+    left = max(0.0, (record.parked_at or gate.now) + gate.policy.park_retry - gate.now)
+    when = f"{left / 60:.0f} min" if left >= 60 else f"{left:.0f} s"
+    return f"{sentence}; tried again in {when}"

@@ -1,0 +1,24 @@
+"""The routing table wanted: who is in rotation, and every address of the service."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from hasupervisor.model import Address, Fact, GatewayView, Phase, Record, Route, Routing
+
+
+def table(instances: Sequence[tuple[Record, Fact | None]]) -> Routing:
+    """Routes of the instances that are in rotation, and of all whose process lives; ordered by name."""
+    alive = sorted(
+        ((record, fact) for record, fact in instances if fact is not None and fact.phase is Phase.RUNNING),
+        key=lambda pair: pair[0].name,
+    )
+    return Routing(
+        routes=tuple(Route(record.name, fact.address) for record, fact in alive if record.in_rotation),
+        everyone=tuple(Route(record.name, fact.address) for record, fact in alive),
+    )
+
+
+def is_routed(address: Address, gateway: GatewayView, *, wanted: bool) -> bool:
+    """Whether nginx may send new requests there, as far as is proven; without nginx the wish is the fact."""
+    return wanted if gateway.off else address in gateway.live

@@ -1,0 +1,95 @@
+"""Which instances there should be: the wanted count turned into names that come and names that go."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from hasupervisor.decide.placement import free_name, free_port
+from hasupervisor.model import Cause, Leaving, Note, Record, Seen, State, World
+
+
+@dataclass(frozen=True, slots=True)
+class Membership:
+    """The records to go on with: new ones appended, surplus ones marked as leaving."""
+
+    instances: tuple[Seen, ...]
+    notes: tuple[Note, ...] = ()
+    problem: str | None = None  # why fewer than wanted can exist
+
+
+def membership(world: World) -> Membership:
+    """Brings the number of instances to what is wanted; an instance that is stuck does not count."""
+    staying = [s for s in world.instances if _counts(s.record)]
+    surplus = len(staying) - world.wants.desired
+    if surplus > 0:
+        return _fewer(world, staying, surplus)
+    if surplus < 0:
+        return _more(world, -surplus)
+    return Membership(world.instances)
+
+
+def adopt(world: World) -> World:
+    """Gives a record to every instance that the runtime lists and nobody remembers."""
+    known = {s.record.name for s in world.instances}
+    strangers = [f for f in world.runtime.facts if f.name not in known]
+    adopted = tuple(
+        Seen(Record(name=f.name, port=f.endpoint.port, since=world.now, since_wall=world.now_wall), fact=f)
+        for f in strangers
+    )
+    return replace(world, instances=world.instances + adopted)
+
+
+def victims(staying: Sequence[Seen], count: int) -> tuple[str, ...]:
+    """The `count` instances that go first: those that do not serve, then the newest."""
+    ranked = sorted(staying, key=lambda s: (s.record.in_rotation, -_number(s.record.name)))
+    return tuple(s.record.name for s in ranked[:count])
+
+
+def _fewer(world: World, staying: Sequence[Seen], surplus: int) -> Membership:
+    going = frozenset(victims(staying, surplus))
+    why = f"scaled down to {world.wants.desired}"
+    marked = tuple(
+        replace(s, record=replace(s.record, leaving=Leaving(Cause.SCALE, why, since=world.now)))
+        if s.record.name in going
+        else s
+        for s in world.instances
+    )
+    notes = tuple(Note(name, "scale", f"leaves: {why}") for name in sorted(going))
+    return Membership(marked, notes)
+
+
+def _more(world: World, missing: int) -> Membership:
+    """Takes back those that are leaving and still alive, then makes new names."""
+    instances = list(world.instances)
+    notes: list[Note] = []
+    for i, seen in enumerate(instances):
+        if missing and _can_stay_after_all(seen):
+            instances[i] = replace(seen, record=replace(seen.record, leaving=None))
+            notes.append(Note(seen.record.name, "scale", f"stays: {world.wants.desired} are wanted again"))
+            missing -= 1
+    names = frozenset(s.record.name for s in instances) | world.taken_names
+    ports = frozenset(s.record.port for s in instances) | world.taken_ports
+    while missing:
+        name, port = free_name(world.policy, names), free_port(world.policy, ports)
+        if port is None:
+            return Membership(tuple(instances), tuple(notes), "no free port is left in service.ports")
+        record = Record(name=name, port=port, state=State.STARTING, since=world.now, since_wall=world.now_wall)
+        instances.append(Seen(record))
+        notes.append(Note(name, "scale", f"new on port {port}: {world.wants.desired} are wanted"))
+        names, ports, missing = names | {name}, ports | {port}, missing - 1
+    return Membership(tuple(instances), tuple(notes))
+
+
+def _counts(record: Record) -> bool:
+    return record.stuck is None and (record.leaving is None or record.leaving.cause is not Cause.SCALE)
+
+
+def _can_stay_after_all(seen: Seen) -> bool:
+    leaving = seen.record.leaving
+    return leaving is not None and leaving.cause is Cause.SCALE and seen.acting is None and seen.fact is not None
+
+
+def _number(name: str) -> int:
+    digits = name.rpartition("-")[2]
+    return int(digits) if digits.isdigit() else 0
