@@ -1,0 +1,102 @@
+"""What the tests on real parts share: a dockerd of their own, the stand-in's images, ports that nobody else takes."""
+
+from __future__ import annotations
+
+import random
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.real import images
+from tests.real.dockerd import Engine, own_dockerd
+
+PORTS_FROM, PORTS_TO = 20000, 32000  # below what the kernel hands out for outgoing connections (32768)
+BLOCK = 20
+
+
+class Claims:
+    """Names that are this test run's alone: abstract Unix sockets, which the kernel frees when the run ends."""
+
+    def __init__(self) -> None:
+        self._held: list[socket.socket] = []
+
+    def __call__(self, name: str) -> bool:
+        claim = socket.socket(socket.AF_UNIX)
+        try:
+            claim.bind(f"\0chatglm-ha-test-{name}")
+        except OSError:
+            claim.close()
+            return False
+        self._held.append(claim)
+        return True
+
+    def close(self) -> None:
+        for claim in self._held:
+            claim.close()
+
+
+@pytest.fixture(scope="session")
+def claims() -> Iterator[Claims]:
+    claims = Claims()
+    yield claims
+    claims.close()
+
+
+@pytest.fixture(scope="session")
+def engine(claims: Claims, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
+    """A real dockerd of this run (live-restore, own bridge, no firewall rules). Leave it running and empty."""
+    hooks = tmp_path_factory.mktemp("hooks")
+    # With this on its PATH when it starts, dockerd takes `--gpus` requests; the hook itself does nothing.
+    hook = hooks / "nvidia-container-runtime-hook"
+    hook.write_text("#!/bin/sh\nexit 0\n")
+    hook.chmod(0o755)
+    with own_dockerd(claims, str(hooks)) as engine:
+        yield engine
+
+
+@pytest.fixture(scope="session")
+def standin_image(engine: Engine) -> str:
+    """The image of the stand-in model server, in `engine`; the image that crashes is there too (images.CRASH)."""
+    with engine.client() as client:
+        images.build(client)
+    return images.STANDIN
+
+
+@pytest.fixture(scope="session")
+def crash_image(standin_image: str) -> str:
+    """An image that prints four lines and exits 1."""
+    return images.CRASH
+
+
+@pytest.fixture(scope="session")
+def standin_server() -> Path:
+    """The stand-in as a script, for the process runtime: [sys.executable, path, name] with HOST and PORT."""
+    return images.SCRIPTS / "server.py"
+
+
+@pytest.fixture(scope="session")
+def port_range(claims: Claims) -> Callable[[int], range]:
+    """`port_range(count)`: that many ports in a row, free on 127.0.0.1 now and handed out to nobody else."""
+
+    def take(count: int) -> range:
+        assert count <= BLOCK, f"at most {BLOCK} ports at once"
+        starts = list(range(PORTS_FROM, PORTS_TO, BLOCK))
+        random.shuffle(starts)
+        for start in starts:
+            if claims(f"ports-{start}") and all(is_free(port) for port in range(start, start + count)):
+                return range(start, start + count)
+        raise RuntimeError(f"no {count} free ports in a row between {PORTS_FROM} and {PORTS_TO}: ss -ltn")
+
+    return take
+
+
+def is_free(port: int) -> bool:
+    with socket.socket() as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+        return True

@@ -1,0 +1,25 @@
+"""Waits for conditions with a deadline, never for a time."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import time
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+async def eventually(
+    condition: Callable[[], T] | Callable[[], Awaitable[T]], what: str = "", within: float = 10.0, every: float = 0.01
+) -> T:
+    """Asks `condition` until it says something true, and returns that; fails in words after `within` seconds."""
+    deadline = time.monotonic() + within
+    while True:
+        said = condition()
+        value = await said if inspect.isawaitable(said) else said
+        if value:
+            return value
+        assert time.monotonic() < deadline, f"not within {within} s: {what or condition}; the last answer was {value!r}"
+        await asyncio.sleep(every)
