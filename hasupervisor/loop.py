@@ -1,0 +1,325 @@
+"""The cycle: one snapshot of the world, one pure decision, its steps handed out, its outcome remembered and shown.
+
+Everything that touches the outside is handed in behind a small Protocol, time included, so that a whole host can be
+simulated around this very loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Protocol
+
+import structlog
+
+from hasupervisor.decide.plan import plan
+from hasupervisor.model import (
+    Address,
+    Fact,
+    GatewayView,
+    Judged,
+    Note,
+    Operation,
+    OperationState,
+    Outcome,
+    Phase,
+    Plan,
+    Policy,
+    ProbeView,
+    Record,
+    Routing,
+    RuntimeView,
+    Seen,
+    State,
+    Step,
+    TrafficView,
+    Wants,
+    World,
+)
+
+log = structlog.get_logger(__name__)
+
+SETTLE = 10.0
+"""Seconds after the first list by which everybody has been asked; who has not answered by then is judged as it is."""
+
+PACE = 0.01
+"""Seconds between two cycles at least: a burst of events is one cycle."""
+
+KEEP_OPERATIONS = 50
+
+
+class InstanceSense(Protocol):
+    def view(self) -> RuntimeView: ...
+    def refresh(self) -> None: ...
+
+
+class ProbeSense(Protocol):
+    def follow(self, facts: Sequence[Fact]) -> None: ...
+    def views(self) -> Mapping[str, ProbeView]: ...
+    def ask(self, name: str) -> None: ...
+
+
+class TrafficSense(Protocol):
+    def view(self, addresses: Sequence[Address]) -> Mapping[Address, TrafficView]: ...
+
+
+class TakenPorts(Protocol):
+    def __call__(self, ports: range) -> frozenset[int]: ...
+
+
+class Hands(Protocol):
+    def acting(self) -> Mapping[str, str]: ...
+    def submit(self, step: Step) -> None: ...
+
+
+class GatewayHand(Protocol):
+    def want(self, routing: Routing) -> None: ...
+    def view(self) -> GatewayView: ...
+    def on_disk(self) -> frozenset[Address]: ...
+
+
+class Memory(Protocol):
+    """Keeps what must survive a restart; never blocks, and says so itself when it cannot write."""
+
+    def save_wants(self, wants: Wants) -> None: ...
+    def save_records(self, records: Iterable[Record], now: float, now_wall: float) -> None: ...
+    def save_operation(self, operation: Operation) -> None: ...
+    def note(self, note: Note, at_wall: float) -> None: ...
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What the loop looks through and acts with."""
+
+    instances: InstanceSense
+    probes: ProbeSense
+    traffic: TrafficSense
+    taken_ports: TakenPorts
+    hands: Hands
+    gateway: GatewayHand
+    memory: Memory
+    clock: Callable[[], float]
+    wall: Callable[[], float]
+    random: random.Random
+
+
+@dataclass
+class Remembered:
+    """The loop's only mutable state: what people want, and what is remembered of each name."""
+
+    wants: Wants
+    records: dict[str, Record] = field(default_factory=dict)
+    operations: tuple[Operation, ...] = ()
+
+
+class Loop:
+    """Runs cycles. `cycle` is synchronous and takes milliseconds; `run` calls it every second and when woken."""
+
+    def __init__(self, parts: Parts, policy: Policy, remembered: Remembered) -> None:
+        self.policy = policy
+        self.wants = remembered.wants
+        self.operations = remembered.operations
+        self.latest: Plan | None = None
+        self.settled = False
+        self.cycles = 0
+        self._parts = parts
+        self._records = remembered.records
+        self._outcomes: list[Outcome] = []
+        self._listed_first: float | None = None
+        self._wake = asyncio.Event()
+        self._moved = asyncio.Condition()
+        self._strangers: frozenset[str] = frozenset()
+
+    # --- what others tell the loop ------------------------------------------------------------------------------------
+
+    def wake(self) -> None:
+        """Something happened: the next cycle is due now."""
+        self._wake.set()
+
+    def took(self, outcome: Outcome) -> None:
+        """A step ended; the next cycle learns how."""
+        self._outcomes.append(outcome)
+        self._parts.instances.refresh()
+        self.wake()
+
+    def strangers(self, names: frozenset[str]) -> None:
+        """Names that are taken by others."""
+        self._strangers = names
+
+    def want(self, wants: Wants, note: Note) -> None:
+        """A person (or the autoscaler) wants something else from now on."""
+        self.wants = wants
+        self._parts.memory.save_wants(wants)
+        self.record_note(note)
+        self.wake()
+
+    def begin(self, operation: Operation) -> None:
+        """A person's long command: the following cycles carry it out."""
+        self._set_operations((*self.operations, operation))
+        self.wake()
+
+    def replace_operation(self, operation: Operation) -> None:
+        """An operation that was moved by hand (cancelled, superseded)."""
+        self._set_operations(tuple(operation if o.id == operation.id else o for o in self.operations))
+        self.wake()
+
+    def record_note(self, note: Note) -> None:
+        """A line for the history and the log."""
+        self._parts.memory.note(note, self._parts.wall())
+        log.info(note.sentence, subject=note.subject, event_kind=note.event, by=note.by)
+
+    def judged(self, name: str) -> Judged | None:
+        """The latest judgement on one instance, or None if there is no such instance."""
+        if self.latest is None:
+            return None
+        return next((j for j in self.latest.instances if j.record.name == name), None)
+
+    def records(self) -> Mapping[str, Record]:
+        """What is remembered of each name."""
+        return self._records
+
+    # --- the cycle ----------------------------------------------------------------------------------------------------
+
+    async def run(self, fed: Callable[[Plan, float], None]) -> None:
+        """Cycles until cancelled. `fed` is told of every finished cycle and its duration in seconds: the watchdog."""
+        while True:
+            began = self._parts.clock()
+            self._wake.clear()
+            wait = 1.0
+            try:
+                decided = self.cycle()
+            except Exception:
+                log.exception("BUG: a cycle failed; routing stays as it was, the next one tries again")
+            else:
+                wait = decided.next_in
+                fed(decided, self._parts.clock() - began)
+                async with self._moved:
+                    self._moved.notify_all()
+            await asyncio.sleep(PACE)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(wait):
+                    await self._wake.wait()
+
+    async def moved(self) -> None:
+        """Waits for the end of the next cycle."""
+        async with self._moved:
+            await self._moved.wait()
+
+    def cycle(self) -> Plan:
+        """Looks, decides, hands out."""
+        now, wall = self._parts.clock(), self._parts.wall()
+        self._end_pause(wall)
+        world = self._look(now, wall)
+        decided = plan(world)
+        self._keep(decided, now, wall)
+        for step in decided.steps:
+            self._parts.hands.submit(step)
+        if world.settled:
+            self._parts.gateway.want(decided.routing)
+        for name in decided.prompts:
+            self._parts.probes.ask(name)
+        self.latest = decided
+        self.cycles += 1
+        return decided
+
+    def _look(self, now: float, wall: float) -> World:
+        runtime = self._parts.instances.view()
+        running = [fact for fact in runtime.facts if fact.phase is Phase.RUNNING]
+        self._parts.probes.follow(running)
+        probes = self._parts.probes.views()
+        self._settle(runtime, running, probes, now)
+        acting = self._parts.hands.acting()
+        outcomes, self._outcomes = self._outcomes, []
+        traffic = self._parts.traffic.view([fact.address for fact in running])
+        facts = {fact.name: fact for fact in runtime.facts}
+        instances = tuple(
+            Seen(
+                record=record,
+                fact=(fact := facts.get(name)),
+                probe=probes.get(name),
+                traffic=traffic.get(fact.address, TrafficView()) if fact is not None else TrafficView(),
+                outcomes=tuple(o for o in outcomes if o.name == name),
+                acting=acting.get(name),
+            )
+            for name, record in sorted(self._records.items())
+        )
+        return World(
+            now=now,
+            now_wall=wall,
+            policy=self.policy,
+            wants=self.wants,
+            runtime=runtime,
+            gateway=self._parts.gateway.view(),
+            instances=instances,
+            operations=self.operations,
+            jitter=self._parts.random.random(),
+            settled=self.settled,
+            routed_at_start=self._parts.gateway.on_disk(),
+            taken_names=self._strangers,
+            taken_ports=self._taken_ports(facts.values()),
+        )
+
+    def _taken_ports(self, facts: Iterable[Fact]) -> frozenset[int]:
+        """Ports of the range that strangers listen on; asked only when an instance may have to be made."""
+        if len(self._records) >= self.wants.desired:
+            return frozenset()
+        ours = frozenset(fact.endpoint.port for fact in facts)
+        return self._parts.taken_ports(self.policy.ports) - ours
+
+    def _settle(
+        self, runtime: RuntimeView, running: Sequence[Fact], probes: Mapping[str, ProbeView], now: float
+    ) -> None:
+        """The daemon acts once it has seen the list and has asked everybody in it."""
+        if self.settled or runtime.listed_at is None:
+            return
+        self._listed_first = self._listed_first if self._listed_first is not None else now
+        asked = all(_was_asked(probes.get(fact.name), self.policy) for fact in running)
+        self.settled = asked or now - self._listed_first >= SETTLE
+
+    def _keep(self, decided: Plan, now: float, wall: float) -> None:
+        """Remembers what the plan decided, and writes down what changed."""
+        records = {j.record.name: j.record for j in decided.instances}
+        if _durable(records) != _durable(self._records):
+            self._parts.memory.save_records(records.values(), now, wall)
+        self._records = records
+        self._set_operations(decided.operations)
+        for note in decided.notes:
+            self.record_note(note)
+
+    def _set_operations(self, operations: tuple[Operation, ...]) -> None:
+        known = {o.id: o for o in self.operations}
+        for operation in operations:
+            if known.get(operation.id) != operation:
+                self._parts.memory.save_operation(operation)
+        self.operations = operations[-KEEP_OPERATIONS:]
+
+    def _end_pause(self, wall: float) -> None:
+        pause = self.wants.pause
+        if pause is not None and pause.until_wall is not None and wall >= pause.until_wall:
+            note = Note("service", "resume", f"the pause of {pause.by} has run out")
+            self.want(replace(self.wants, pause=None), note)
+
+
+def _was_asked(probe: ProbeView | None, policy: Policy) -> bool:
+    return probe is not None and (probe.said is not None or probe.failures >= policy.failures)
+
+
+def _durable(records: Mapping[str, Record]) -> dict[str, tuple[object, ...]]:
+    """The part of the records that has to survive a restart of the daemon."""
+    return {
+        name: (r.port, r.restarts, r.failures, r.last_failure, r.parked_at, r.stuck, r.ended)
+        for name, r in records.items()
+    }
+
+
+def running_operations(operations: Iterable[Operation]) -> tuple[Operation, ...]:
+    """Those that are still being carried out."""
+    return tuple(o for o in operations if o.state is OperationState.RUNNING)
+
+
+def serves(judged: Judged) -> bool:
+    """Whether an instance serves users now."""
+    return judged.state is State.SERVING
