@@ -1,0 +1,242 @@
+"""The small languages inside values: addresses, port ranges, sizes, paths. Each parser says what it expected."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from ipaddress import AddressValueError, IPv4Address
+from pathlib import Path
+
+from hasupervisor.model import Address
+
+ANY_HOST = "0.0.0.0"
+MAX_NAME = 50  # with -NN it stays a host name, which has at most 63 characters
+
+_HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9_.-]*[A-Za-z0-9])?")
+_NAME = re.compile(r"[a-z0-9][a-z0-9-]*")
+_SIZE = re.compile(r"[1-9][0-9]*[bkmg]?")
+_PLACEHOLDER = re.compile(r"\{[a-z_]+\}")
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+
+
+# --- how values are written -------------------------------------------------------------------------------------------
+
+
+def plain(value: object) -> object:
+    """A value with nothing but what TOML and JSON have: text, numbers, booleans, lists, tables."""
+    match value:
+        case None:
+            return ""
+        case Path():
+            return str(value)
+        case Address():
+            return str(value.port) if value.host == ANY_HOST else str(value)
+        case range():
+            return str(value.start) if len(value) == 1 else f"{value.start}-{value.stop - 1}"
+        case str():
+            return value
+        case Mapping():
+            return {str(name): plain(entry) for name, entry in value.items()}
+        case Sequence():
+            return [plain(entry) for entry in value]
+        case _:
+            return value
+
+
+def toml(value: object) -> str:
+    """A value as one would write it in the file, on one line."""
+    match plain(value):
+        case bool() as flag:
+            return "true" if flag else "false"
+        case str() as text:
+            return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
+        case dict() as table:
+            pairs = ", ".join(f"{_toml_key(name)} = {toml(entry)}" for name, entry in table.items())
+            return f"{{ {pairs} }}" if pairs else "{}"
+        case list() as entries:
+            return "[" + ", ".join(toml(entry) for entry in entries) + "]"
+        case other:
+            return str(other)
+
+
+def _toml_key(name: str) -> str:
+    return name if re.fullmatch(r"[A-Za-z0-9_-]+", name) else toml(name)
+
+
+MASK = "***"
+_SECRET_ENDINGS = ("KEY", "KEYS", "TOKEN", "SECRET", "SECRETS", "PASSWORD", "PASSWORDS", "PASSWD", "CREDENTIALS")
+
+
+def looks_secret(variable: str) -> bool:
+    """API_KEY and HF_TOKEN do; API_KEY_FILE (a path) and MAX_TOKENS (a number) do not."""
+    words = variable.upper().split("_")
+    return words[-1] not in ("FILE", "PATH", "DIR") and any(word.endswith(_SECRET_ENDINGS) for word in words)
+
+
+def shown(key: str, value: object) -> object:
+    """A key's value for people: in an environment, what looks like a secret is masked."""
+    if key == "env" and isinstance(value, Mapping):
+        return {name: MASK if looks_secret(name) and entry else entry for name, entry in value.items()}
+    return plain(value)
+
+
+# --- parsers: each raises ValueError with the sentence for people -----------------------------------------------------
+
+
+def service_name(text: str) -> str:
+    if not _NAME.fullmatch(text) or len(text) > MAX_NAME:
+        raise ValueError(
+            f"{toml(text)} cannot be a name: small letters, digits and -, beginning with a letter or digit, "
+            f"at most {MAX_NAME} (instances are called after it: chatglm-01, ...)"
+        )
+    return text
+
+
+def filled(text: str) -> str:
+    if not text.strip():
+        raise ValueError("must not be empty")
+    return text
+
+
+def one_word(text: str) -> str:
+    if filled(text) != "".join(text.split()):
+        raise ValueError(f"{toml(text)} must not contain spaces")
+    return text
+
+
+def absolute_path(text: str) -> Path:
+    """An absolute path; "./x" is relative to where the daemon is started. Other relative ones are slips."""
+    filled(text)
+    if any(char < " " for char in text):
+        raise ValueError(f"{toml(text)} has control characters in it")
+    if text.startswith("/"):
+        return Path(text)
+    if text.startswith("./"):
+        return Path.cwd() / text
+    raise ValueError(
+        f"{toml(text)} is not an absolute path; begin it with / "
+        "(or with ./ for one relative to where the daemon is started)"
+    )
+
+
+def nginx_path(text: str) -> Path:
+    """A path that is also written into nginx's files."""
+    path = absolute_path(text)
+    if bad := sorted(set(str(path)) & set("\"'$\\;{}")):
+        raise ValueError(
+            f"{toml(text)}: {' '.join(bad)} in a path means something else to nginx; choose another folder"
+        )
+    return path
+
+
+def ipv4(text: str) -> str:
+    if text == "localhost":
+        raise ValueError('expected an IPv4 address; write "127.0.0.1" for localhost')
+    try:
+        return str(IPv4Address(text))
+    except AddressValueError:
+        raise ValueError(f"{toml(text)} is not an IPv4 address like 127.0.0.1") from None
+
+
+def address(text: str) -> Address:
+    """host:port, the host an IPv4 address or a name."""
+    host, colon, port = text.rpartition(":")
+    if ":" in host or "[" in host:
+        raise ValueError(f"{toml(text)}: IPv6 is not supported here; write an IPv4 address or a name, host:port")
+    if not colon or not host:
+        raise ValueError(f"{toml(text)} is not host:port, like 127.0.0.1:{text.strip(':') if text.isdigit() else 9180}")
+    if re.fullmatch(r"[0-9.]+", host):
+        host = ipv4(host)
+    elif not _HOST.fullmatch(host):
+        raise ValueError(f"{toml(text)}: {toml(host)} is neither an IPv4 address nor a host name")
+    return Address(host, _port(text, port))
+
+
+def listen(text: str) -> Address:
+    """host:port, or a port on every address."""
+    if ":" not in text:
+        return Address(ANY_HOST, _port(text, text))
+    if text.startswith("*:"):
+        return Address(ANY_HOST, _port(text, text[2:]))
+    return address(text)
+
+
+def ports(text: str) -> range:
+    """Both ends included ("8000-8099"), or one port."""
+    first, dash, last = text.partition("-")
+    try:
+        low = _port(text, first.strip())
+        high = _port(text, last.strip()) if dash else low
+    except ValueError:
+        raise ValueError(f"{toml(text)} is not a range of ports (1 to 65535) like 8000-8099") from None
+    if low > high:
+        raise ValueError(f"{toml(text)} runs backwards; write {toml(f'{high}-{low}')}")
+    return range(low, high + 1)
+
+
+def _port(text: str, port: str) -> int:
+    if not (port.isascii() and port.isdigit() and 1 <= int(port) <= 65535):
+        raise ValueError(f"{toml(text)}: {toml(port)} is not a port (1 to 65535)")
+    return int(port)
+
+
+def size(text: str) -> str:
+    """Docker's sizes: a whole number and a unit."""
+    if not _SIZE.fullmatch(text.lower()):
+        raise ValueError(f"{toml(text)} is not a size like 10m or 1g (a whole number and b, k, m or g)")
+    return text
+
+
+def engine_url(text: str) -> str:
+    """Where a Docker engine listens; empty is allowed and means the default."""
+    scheme, colon, rest = text.partition("://")
+    if text and (scheme not in ("unix", "tcp", "http", "https", "ssh") or not colon or not rest):
+        raise ValueError(f"{toml(text)} is not an engine's address like unix:///var/run/docker.sock or tcp://host:2376")
+    if scheme == "unix" and not rest.startswith("/"):
+        raise ValueError(
+            f"{toml(text)}: the path of a socket is absolute; write unix:///var/run/docker.sock, three slashes"
+        )
+    return text
+
+
+def volume(text: str) -> str:
+    """SOURCE:TARGET or SOURCE:TARGET:OPTIONS, as `docker run -v` takes it."""
+    parts = text.split(":")
+    if len(parts) not in (2, 3) or not all(parts):
+        raise ValueError(f"{toml(text)} is not a volume like /models:/models:ro")
+    source, target = parts[:2]
+    if not target.startswith("/"):
+        raise ValueError(f"{toml(text)}: {toml(target)} inside the container must be an absolute path")
+    if "/" in source and not source.startswith("/"):
+        raise ValueError(f"{toml(text)}: {toml(source)} must be an absolute path or the name of a volume")
+    return text
+
+
+def argument(text: str) -> str:
+    """One word of a command of the process runtime; `{python}` is the only placeholder."""
+    for placeholder in _PLACEHOLDER.findall(text):
+        if placeholder != "{python}":
+            raise ValueError(
+                f"unknown placeholder {placeholder}; only {{python}} is replaced (HOST, PORT: in the environment, "
+                'like ["sh", "-c", "exec server --port $PORT"])'
+            )
+    return text
+
+
+def variable(name: str) -> str:
+    if not _VARIABLE.fullmatch(name):
+        raise ValueError(f"{toml(name)} cannot be the name of an environment variable")
+    return name
+
+
+def url_path(text: str) -> str:
+    if not text.startswith("/") or any(char.isspace() for char in text):
+        raise ValueError(f'{toml(text)} is not a path of a URL; begin it with /, like "/health"')
+    return text
+
+
+def server_name(text: str) -> str:
+    if bad := sorted(set(filled(text)) & set("\"'$\\;{}#")):
+        raise ValueError(f"{toml(text)}: {' '.join(bad)} cannot be in a server name")
+    return text
