@@ -67,10 +67,10 @@ def _problem(place: Place, key: str, text: str) -> ConfigError:
 
 
 def _how_to_get_one(path: Path | None) -> str:
-    if path:
+    if path and path != DEFAULT_PATH:
         return f"there is no such file; see what there is with: ls -l {shlex.quote(str(path.parent))}"
     command = f"mkdir -p {DEFAULT_PATH.parent} && {sys.executable} -m hasupervisor.config > {DEFAULT_PATH}"
-    return f"there is no such file, and no --config was given; for one with every key and its default: {command}"
+    return f"there is no such file; for one with every key and its default: {command}"
 
 
 # --- mistakes of form -------------------------------------------------------------------------------------------------

@@ -28,9 +28,23 @@ def value_of(config: Config, key: str) -> object:
 
 
 def effect_of(key: str) -> Effect:
+    return Effect(str(_extra(key)["effect"]))
+
+
+def is_used(key: str) -> bool:
+    """False: the feature that uses it does not exist yet."""
+    return bool(_extra(key)["used"])
+
+
+def unused_keys(config: Config) -> list[str]:
+    """What somebody set to another value than the default, and nothing uses yet: worth a line at start."""
+    return [key for key in changed_keys(Config(), config) if not is_used(key)]
+
+
+def _extra(key: str) -> dict[str, object]:
     extra = field_of(key).json_schema_extra
     assert isinstance(extra, dict), key
-    return Effect(str(extra["effect"]))
+    return dict(extra)
 
 
 def changed_keys(old: Config, new: Config) -> list[str]:

@@ -28,9 +28,12 @@ class Effect(StrEnum):
     RESTART = "after a restart of the daemon"
 
 
-def key(default: object, meaning: str, effect: Effect = Effect.RELOAD) -> Any:
-    """A field of a section. `meaning` is the line that the reference shows beside it."""
-    return Field(default, description=meaning, json_schema_extra={"effect": effect.value})
+def key(default: object, meaning: str, effect: Effect = Effect.RELOAD, *, used: bool = True) -> Any:
+    """A field of a section. `meaning` is the line that the reference shows beside it.
+
+    `used` False: the key is parsed and checked, and waits for the feature that uses it; the reference says so.
+    """
+    return Field(default, description=meaning, json_schema_extra={"effect": effect.value, "used": used})
 
 
 def _parsed(parse: Callable[[str], object]) -> BeforeValidator:
@@ -90,8 +93,10 @@ class Service(_Section):
     instances: Annotated[int, Field(ge=0)] = key(
         2, "wanted at the first start; `scale` and the autoscaler move it afterwards", Effect.FIRST_START
     )
-    min: Annotated[int, Field(ge=0)] = key(2, "the autoscaler's bounds; `scale N` may leave them only with --force")
-    max: Count = key(6, "as min")
+    min: Annotated[int, Field(ge=0)] = key(
+        2, "the autoscaler's lower bound; `scale N` may leave min..max only with --force"
+    )
+    max: Count = key(6, "and its upper bound")
     bind: Annotated[str, _parsed(values.ipv4)] = key(
         "127.0.0.1", "where instance ports are published: an IPv4 address of this host", Effect.INSTANCE
     )
@@ -126,7 +131,7 @@ class Docker(_Section):
     log_max_files: Count = key(5, "and so many are kept", Effect.INSTANCE)
     reach: Literal["auto", "direct", "published"] = key(
         "auto",
-        "how the gateway and the probes reach a container: direct (its own address), published (the port on the host), "
+        "how nginx and the probes get to a container: direct (its own address) | published (its port on the host) | "
         "auto (direct, unless the engine is rootless, remote or Docker Desktop)",
         Effect.RESTART,
     )
@@ -140,7 +145,7 @@ class Process(_Section):
         "gets HOST, PORT, CUDA_VISIBLE_DEVICES in its environment; {python} is the daemon's own interpreter",
         Effect.INSTANCE,
     )
-    env: Environment = key({}, "the environment of each process, beside the daemon's", Effect.INSTANCE)
+    env: Environment = key({}, "added to the environment of each process", Effect.INSTANCE)
     log_dir: OptionalPath = key(None, "empty: <state.dir>/logs; files are rotated, 10 MB x 5", Effect.RESTART)
 
 
@@ -148,16 +153,16 @@ class Gpu(_Section):
     """Which GPUs instances are placed on."""
 
     mode: Literal["auto", "required", "off"] = key(
-        "auto", "auto (use them where there are any) | required | off", Effect.RESTART
+        "auto", "auto (use them where there are any) | required | off", Effect.RESTART, used=False
     )
     memory_gb: Annotated[float, Field(gt=0)] = key(
-        13.0, "what one instance needs on its GPU: ChatGLM-6B FP16 13, INT8 8, INT4 6"
+        13.0, "what one instance needs on its GPU: ChatGLM-6B FP16 13, INT8 8, INT4 6", used=False
     )
-    reserve_gb: MaybeZero = key(0.5, "of each GPU, never promised")
+    reserve_gb: MaybeZero = key(0.5, "of each GPU, never promised", used=False)
     exclude: Annotated[
         tuple[Annotated[str, BeforeValidator(_index_or_uuid), StringConstraints(min_length=1)], ...],
         Field(strict=False),
-    ] = key((), "UUIDs or indices of GPUs that are not ours")
+    ] = key((), "UUIDs or indices of GPUs that are not ours", used=False)
 
 
 class Health(_Section):
@@ -177,7 +182,9 @@ class Health(_Section):
     )
     hang_after: Seconds = key(60.0, "work in flight, no progress at all for this long: hung")
     progress_metric: str = key(
-        "", 'a counter in the instance\'s /metrics that grows with work, like "vllm:generation_tokens_total"'
+        "",
+        'a counter in the instance\'s /metrics that grows with work, like "vllm:generation_tokens_total"',
+        used=False,
     )
 
 
@@ -201,18 +208,18 @@ class Drain(_Section):
 class Autoscale(_Section):
     """When the number of instances changes by itself."""
 
-    enabled: bool = key(True, "false: only people scale")
-    policy: Literal["thresholds", "concurrency"] = key("thresholds", "thresholds | concurrency")
-    sample: Seconds = key(10.0, "from one sample to the next")
-    evaluate: Seconds = key(30.0, "from one decision to the next")
-    up_samples: Count = key(6, "one more instance when, over so many samples, any mean is above its limit:")
-    up_response_time_ms: MaybeZero = key(5000, "milliseconds")
-    up_gpu_utilization: Percent = key(85, "percent")
-    up_connections: MaybeZero = key(50, "connections of one instance")
-    down_samples: Count = key(12, "one less when, over so many samples, all means are below their limits:")
-    down_response_time_ms: MaybeZero = key(2000, "milliseconds")
-    down_gpu_utilization: Percent = key(40, "percent")
-    down_connections: MaybeZero = key(20, "connections of one instance")
+    enabled: bool = key(True, "false: only people scale", used=False)
+    policy: Literal["thresholds", "concurrency"] = key("thresholds", "thresholds | concurrency", used=False)
+    sample: Seconds = key(10.0, "from one sample to the next", used=False)
+    evaluate: Seconds = key(30.0, "from one decision to the next", used=False)
+    up_samples: Count = key(6, "one more instance when, over so many samples, any mean is above its limit:", used=False)
+    up_response_time_ms: MaybeZero = key(5000, "milliseconds", used=False)
+    up_gpu_utilization: Percent = key(85, "percent", used=False)
+    up_connections: MaybeZero = key(50, "connections of one instance", used=False)
+    down_samples: Count = key(12, "one less when, over so many samples, all means are below their limits:", used=False)
+    down_response_time_ms: MaybeZero = key(2000, "milliseconds", used=False)
+    down_gpu_utilization: Percent = key(40, "percent", used=False)
+    down_connections: MaybeZero = key(20, "connections of one instance", used=False)
 
 
 class Nginx(_Section):
@@ -238,11 +245,15 @@ class Nginx(_Section):
     )
     fail_timeout: Annotated[int, Field(ge=1)] = key(30, "with max_fails: whole seconds that a mark lasts")
     max_in_flight: Annotated[int, Field(ge=0)] = key(
-        0, "requests in one instance; beyond it the gateway says 503 with Retry-After; 0: no cap"
+        0, "requests in one instance; beyond it the gateway says 503 with Retry-After; 0: no cap", used=False
     )
-    hold: MaybeZero = key(10.0, "while nobody serves, requests wait this long for one that does, then 503; 0: off")
-    hold_max: Count = key(1000, "requests held at once")
-    room: SocketAddress = key(Address("127.0.0.1", 9181), "where nginx asks the daemon, on loopback", Effect.RESTART)
+    hold: MaybeZero = key(
+        10.0, "while nobody serves, requests wait this long for one that does, then 503; 0: off", used=False
+    )
+    hold_max: Count = key(1000, "requests held at once", used=False)
+    room: SocketAddress = key(
+        Address("127.0.0.1", 9181), "where nginx asks the daemon, on loopback", Effect.RESTART, used=False
+    )
 
 
 class Control(_Section):
