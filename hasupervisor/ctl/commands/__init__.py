@@ -1,0 +1,1 @@
+"""The commands of chatglm-hactl, one file each; a file is imported only when its command is used."""

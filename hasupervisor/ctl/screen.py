@@ -1,0 +1,103 @@
+"""The two outputs: data on stdout, words about it on stderr, colours and rewritten lines only on a terminal."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+from typing import TextIO
+
+from hasupervisor.ctl.text import Paint, cut
+
+_CODES = {"green": "32", "yellow": "33", "red": "31", "bold": "1", "dim": "2"}
+
+
+def is_terminal(stream: TextIO) -> bool:
+    return stream.isatty() and os.environ.get("TERM") != "dumb"
+
+
+def columns_of(stream: TextIO) -> int | None:
+    """The width of the terminal; None where there is none and lines may be as long as they are."""
+    return _size(stream)[0] if is_terminal(stream) else None
+
+
+def rows_of(stream: TextIO) -> int:
+    return _size(stream)[1]
+
+
+def _size(stream: TextIO) -> tuple[int, int]:
+    try:
+        found = os.get_terminal_size(stream.fileno())
+    except OSError:
+        return 80, 24
+    return found.columns or 80, found.lines or 24  # 0 where nobody has set it
+
+
+def painter(*, color: bool) -> Paint:
+    """Colours the text, or leaves it as it is."""
+
+    def paint(text: str, colour: str) -> str:
+        return f"\x1b[{_CODES[colour]}m{text}\x1b[0m" if color and colour in _CODES else text
+
+    return paint
+
+
+def emit(*lines: str) -> None:
+    """Data."""
+    if lines:
+        print(*lines, sep="\n", flush=True)
+
+
+def emit_json(document: object, *, compact: bool = False) -> None:
+    """Data for machines: one document laid out for reading, or one line of a stream."""
+    emit(json.dumps(document, ensure_ascii=False, indent=None if compact else 2))
+
+
+def say(*lines: str) -> None:
+    """Words about the data."""
+    print(*lines, sep="\n", file=sys.stderr, flush=True)
+
+
+class Progress:
+    """Where a long command stands: one line that is rewritten on a terminal, one line a change elsewhere."""
+
+    def __init__(self) -> None:
+        self._rewrites = is_terminal(sys.stderr)
+        self._last = ""
+
+    def show(self, sentence: str, spent: str) -> None:
+        """`spent`, the time gone by, is not a change."""
+        if self._rewrites:
+            columns = columns_of(sys.stderr) or 80
+            sys.stderr.write(f"\r\x1b[K{cut(f'{sentence} ({spent})', columns - 1)}")
+            sys.stderr.flush()
+        elif sentence != self._last:
+            say(sentence)
+        self._last = sentence
+
+    def clear(self) -> None:
+        """Give the line back."""
+        if self._rewrites and self._last:
+            sys.stderr.write("\r\x1b[K")
+            sys.stderr.flush()
+        self._last = ""
+
+
+class Redrawn:
+    """A picture on a terminal that is drawn over again; what does not fit is counted, the last one stays."""
+
+    def __enter__(self) -> Redrawn:
+        sys.stdout.write("\x1b[?25l\x1b[2J")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        sys.stdout.write("\x1b[?25h\n")
+        sys.stdout.flush()
+
+    def draw(self, lines: Sequence[str]) -> None:
+        rows = rows_of(sys.stdout) - 1
+        if len(lines) > rows:
+            lines = [*lines[: rows - 1], f"… {len(lines) - rows + 1} more lines"]
+        sys.stdout.write("\x1b[H" + "".join(f"{line}\x1b[K\n" for line in lines) + "\x1b[J")
+        sys.stdout.flush()
