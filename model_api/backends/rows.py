@@ -1,0 +1,170 @@
+"""The past of rows that are decoded together: one buffer a layer, each row as long as it is, written in place."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import Cache, CacheLayerMixin
+
+COLUMNS = 64  # buffers grow by this many tokens, so that they are copied rarely
+
+
+class _Plan:
+    """What the forward pass now running does to the rows; shared by all layers of one cache."""
+
+    def __init__(self) -> None:
+        self.lengths: list[int] = []  # tokens each row holds
+        self.rows_held = 0  # the buffers' size: rows and columns
+        self.columns_held = 0
+        self.joining = 0  # rows that this pass begins; 0: it adds one token to every row
+        self.width = 0  # columns in use after this pass
+        self.rows: Tensor | None = None  # [rows] 0, 1, 2, ...; the index of every row
+        self.positions: Tensor | None = None  # [rows] the column each row writes
+
+    def fit(self, rows: int, columns: int) -> None:
+        """Chooses the buffers' size: grown by steps, given back when a quarter would do."""
+        wanted = -(-columns // COLUMNS) * COLUMNS
+        if wanted > self.columns_held or wanted * 4 <= self.columns_held:
+            self.columns_held = wanted
+        power = 1 << (rows - 1).bit_length()
+        if power > self.rows_held or power * 4 <= self.rows_held:
+            self.rows_held = power
+
+
+class _Layer(CacheLayerMixin):  # type: ignore[no-untyped-call]
+    """One layer's keys and values, [rows held, heads, columns held, dim]; row r is filled up to its own length.
+
+    Cells past a row's length are masked from attention but still multiplied by a weight of zero, so they must be
+    finite: a row that begins is cleared to its end.
+    """
+
+    is_sliding = False
+
+    def __init__(self, plan: _Plan) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._plan = plan
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        plan = self._plan
+        self.keys = self._resized(None, key_states, plan)
+        self.values = self._resized(None, value_states, plan)
+        self.dtype, self.device = key_states.dtype, key_states.device
+        self.is_initialized = True
+
+    @staticmethod
+    def _resized(old: Tensor | None, like: Tensor, plan: _Plan) -> Tensor:
+        heads, dim = like.shape[1], like.shape[3]
+        if old is not None and (old.shape[0], old.shape[2]) == (plan.rows_held, plan.columns_held):
+            return old
+        new = like.new_zeros(plan.rows_held, heads, plan.columns_held, dim)
+        if old is not None:
+            rows, columns = min(old.shape[0], new.shape[0]), min(old.shape[2], new.shape[2])
+            new[:rows, :, :columns] = old[:rows, :, :columns]
+        return new
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        plan = self._plan
+        self.keys = self._resized(self.keys, key_states, plan)
+        self.values = self._resized(self.values, value_states, plan)
+        self.is_initialized = True
+        if plan.joining:
+            first, length = len(plan.lengths), key_states.shape[2]
+            for buffer, states in ((self.keys, key_states), (self.values, value_states)):
+                buffer[first : first + plan.joining, :, :length] = states
+                buffer[first : first + plan.joining, :, length:] = 0
+            return key_states, value_states
+        count = len(plan.lengths)
+        self.keys[plan.rows, :, plan.positions] = key_states[:, :, 0]
+        self.values[plan.rows, :, plan.positions] = value_states[:, :, 0]
+        return self.keys[:count, :, : plan.width], self.values[:count, :, : plan.width]
+
+    def move(self, source: int, target: int) -> None:
+        if self.keys is not None and self.values is not None:
+            self.keys[target] = self.keys[source]
+            self.values[target] = self.values[source]
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return (query_length if self._plan.joining else self._plan.width), 0
+
+    def get_seq_length(self) -> int:
+        return 0 if self._plan.joining else self._plan.width - 1
+
+    def get_max_length(self) -> int:
+        return -1
+
+    def bytes_per_token(self) -> int:
+        if self.keys is None or self.values is None:
+            return 0
+        return sum(t.shape[1] * t.shape[3] * t.element_size() for t in (self.keys, self.values))
+
+
+class RowCache:
+    """All layers' rows, and what each forward pass needs to know of them."""
+
+    def __init__(self, layers: int, device: torch.device) -> None:
+        self._device = device
+        self._plan = _Plan()
+        self._layers = [_Layer(self._plan) for _ in range(layers)]
+        self.cache = Cache(layers=list(self._layers))
+
+    @property
+    def lengths(self) -> Sequence[int]:
+        """Tokens held by each row."""
+        return self._plan.lengths
+
+    def begin_rows(self, lengths: Sequence[int]) -> None:
+        """Prepares a pass over the prompts of new rows, right-padded to the longest."""
+        plan = self._plan
+        plan.joining = len(lengths)
+        plan.fit(len(plan.lengths) + len(lengths), max(*plan.lengths, *lengths, 0) + 1)
+
+    def commit_rows(self, lengths: Sequence[int]) -> None:
+        """Makes the rows of `begin_rows` real, once the pass has succeeded."""
+        self._plan.lengths.extend(lengths)
+
+    def begin_step(self) -> tuple[Tensor, Tensor | None]:
+        """Prepares a pass that adds one token to every row: (positions [rows, 1], mask [rows, 1, 1, width] or None).
+
+        The mask is true where a row may look; None where every row fills the whole width.
+        """
+        plan = self._plan
+        plan.joining = 0
+        plan.width = max(plan.lengths) + 1
+        plan.fit(len(plan.lengths), plan.width)
+        positions = torch.tensor(plan.lengths, device=self._device)
+        plan.positions = positions
+        plan.rows = torch.arange(len(plan.lengths), device=self._device)
+        if min(plan.lengths) + 1 == plan.width:
+            return positions[:, None], None
+        mask = torch.arange(plan.width, device=self._device) <= positions[:, None]
+        return positions[:, None], mask[:, None, None, :]
+
+    def commit_step(self) -> None:
+        """Counts the token that `begin_step`'s pass has written, once it has succeeded."""
+        self._plan.lengths = [length + 1 for length in self._plan.lengths]
+
+    def remove(self, row: int) -> None:
+        """Drops a row; the last one takes its place. The last row dropped gives all memory back."""
+        last = len(self._plan.lengths) - 1
+        if row != last:
+            for layer in self._layers:
+                layer.move(last, row)
+            self._plan.lengths[row] = self._plan.lengths[last]
+        self._plan.lengths.pop()
+        if not self._plan.lengths:
+            self.clear()
+
+    def clear(self) -> None:
+        """Drops all rows and their memory."""
+        self._plan.lengths = []
+        self._plan.rows_held = self._plan.columns_held = 0
+        for layer in self._layers:
+            layer.keys = layer.values = None
+            layer.is_initialized = False
+
+    def bytes_per_token(self) -> int:
+        """Memory of one token of one row, all layers together; known after the first pass."""
+        return sum(layer.bytes_per_token() for layer in self._layers)

@@ -1,0 +1,199 @@
+"""The server's state: no model yet, serving, draining; and what hangs together with it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any
+
+from model_api.admission import Admission, Refusal, Refused
+from model_api.metrics import Metrics
+from model_api.request import Event, Failed, Finished, Request, Sampling, Why
+from model_api.settings import Settings
+
+if TYPE_CHECKING:
+    from model_api.backends.base import Defaults, LoadedModel
+    from model_api.engine import Engine, Progress
+    from model_api.job import Job
+    from model_api.memory import GpuMemory
+
+log = logging.getLogger(__name__)
+
+WARM_UP = "你好"
+WARM_UP_TOKENS = 16
+MIN_BODY = 1 << 20  # bytes; larger contexts get more, see `body_limit`
+LONG_TEXT = 4096  # characters; encoding so many takes milliseconds, which /health should not wait for
+SICK_AFTER = 3  # requests in a row that failed by the server's own fault
+
+
+class Phase(StrEnum):
+    """Where the server is in its life."""
+
+    LOADING = "loading"
+    SERVING = "serving"
+    DRAINING = "draining"
+
+
+class Service:
+    """One model, its engine, and who may use it. Belongs to the event loop's thread, but for `load`."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.phase = Phase.LOADING
+        self.started = time.monotonic()
+        self.created = time.time()
+        self.admission = Admission(settings.max_batch, settings.max_queue, settings.max_wait)
+        self.metrics = Metrics()
+        self.failures_in_a_row = 0
+        self.last_failure = ""
+        self._model: LoadedModel | None = None
+        self._engine: Engine | None = None
+        self._gpu: GpuMemory | None = None
+        self.context = 0  # tokens of prompt and answer; 0 until the model is there
+
+    # --- the model --------------------------------------------------------------------------------------------------
+
+    @property
+    def model(self) -> LoadedModel:
+        """The model; raises Refused while it loads."""
+        if self._model is None:
+            raise Refused(Refusal("loading", "the model is still loading", 5))
+        return self._model
+
+    @property
+    def engine(self) -> Engine:
+        """The engine; raises Refused while the model loads."""
+        if self._engine is None:
+            raise Refused(Refusal("loading", "the model is still loading", 5))
+        return self._engine
+
+    @property
+    def body_limit(self) -> int:
+        """Bytes a request's body may have: a context full of characters in JSON's longest spelling, at least 1 MiB."""
+        return max(MIN_BODY, 16 * self.context)
+
+    def load(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Loads the model, warms it up and starts the engine, in a thread of its own. Raises what is wrong with it."""
+        from model_api.engine import Engine, deliver_directly
+        from model_api.loading import load_model
+        from model_api.memory import GpuMemory, kv_budget
+
+        model = load_model(self.settings)
+
+        def outbox(events: Sequence[tuple[Job, Event]]) -> None:
+            loop.call_soon_threadsafe(deliver_directly, events)
+
+        context = min(model.context, self.settings.max_context or model.context)
+        engine = Engine(
+            model,
+            max_batch=self.settings.max_batch,
+            kv_budget=kv_budget(model, context, self.settings.max_batch),
+            watch=self.metrics,
+            on_fatal=leave_now,
+            outbox=outbox,
+        )
+        engine.start()
+        warm_up(model, engine)
+        self._gpu = GpuMemory(model.device) if model.device.type == "cuda" else None
+        loop.call_soon_threadsafe(self._serve, model, engine, context)
+
+    def _serve(self, model: LoadedModel, engine: Engine, context: int) -> None:
+        self._model, self._engine, self.context = model, engine, context
+        gauge, progress = self.metrics.gauge, engine.progress
+        gauge("model_api_in_flight", "Requests being decoded", lambda: progress().in_flight)
+        gauge("model_api_queued", "Requests waiting", lambda: progress().queued)
+        gauge("model_api_step_running_seconds", "Age of the step under way", lambda: progress().step_running_s)
+        gauge("model_api_kv_tokens", "Tokens of past held, padding counted", engine.kv_used)
+        gauge("model_api_kv_tokens_budget", "Tokens of past that may be held", lambda: engine.kv_budget)
+        if self.phase is Phase.LOADING:
+            self.phase = Phase.SERVING
+            log.info("serving %s after %.1f s", self.settings.model_name, time.monotonic() - self.started)
+
+    # --- words ------------------------------------------------------------------------------------------------------
+
+    @property
+    def defaults(self) -> Defaults:
+        """How to draw when a request does not say; raises Refused while the model loads."""
+        return self.model.defaults
+
+    async def encode_chat(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
+        """A dialogue's prompt; raises PromptError. Long ones are encoded beside the event loop, not in it."""
+        codec = self.model.codec
+        if sum(len(message["content"]) for message in messages) < LONG_TEXT:
+            return codec.chat(messages)
+        return await asyncio.to_thread(codec.chat, messages)
+
+    async def encode_text(self, text: str) -> list[int]:
+        """Bare text's ids."""
+        codec = self.model.codec
+        return codec.encode(text) if len(text) < LONG_TEXT else await asyncio.to_thread(codec.encode, text)
+
+    # --- who may come in --------------------------------------------------------------------------------------------
+
+    def check_open(self) -> None:
+        """Raises Refused if a request could not be taken now: loading, draining, full."""
+        if not self.admission.draining:
+            _ = self.engine
+        self.admission.check()
+
+    def drain(self) -> None:
+        """Takes nothing new from now on."""
+        self.phase = Phase.DRAINING
+        self.admission.draining = True
+
+    def progress(self) -> Progress | None:
+        """The engine's progress; None before there is one."""
+        return self._engine.progress() if self._engine else None
+
+    def gpu_memory_gb(self) -> float | None:
+        """Free memory of the GPU in GB (10^9 bytes); None on a CPU."""
+        return self._gpu.free_gb if self._gpu else None
+
+    # --- how it goes ------------------------------------------------------------------------------------------------
+
+    def ended_well(self) -> None:
+        """A request was answered."""
+        self.failures_in_a_row = 0
+
+    def ended_badly(self, why: Why, words: str) -> None:
+        """A request failed; a client's own deadline says nothing about the server."""
+        if why in (Why.OUT_OF_MEMORY, Why.NOT_FINITE, Why.FAULT):
+            self.failures_in_a_row += 1
+            self.last_failure = words
+
+
+class WarmUpFailed(Exception):
+    """The model loads but does not answer."""
+
+
+def warm_up(model: LoadedModel, engine: Engine, timeout: float = 300.0) -> Finished:
+    """One prompt through everything, before anybody is let in; raises WarmUpFailed if no text comes of it."""
+    import queue
+
+    events: queue.Queue[Event] = queue.Queue()
+    prompt = model.codec.chat([{"role": "user", "content": WARM_UP}])
+    engine.submit(Request(prompt, WARM_UP_TOKENS, Sampling(temperature=0.0)), events.put)
+    deadline = time.monotonic() + timeout
+    while True:
+        try:
+            event = events.get(timeout=max(0.0, deadline - time.monotonic()))
+        except queue.Empty:
+            raise WarmUpFailed(f"the model did not answer a warm-up prompt in {timeout:g} s") from None
+        if isinstance(event, Failed):
+            raise WarmUpFailed(f"the warm-up prompt failed: {event.words}")
+        if isinstance(event, Finished):
+            if not event.text:
+                raise WarmUpFailed("the model answers the warm-up prompt with nothing; are these the right weights?")
+            return event
+
+
+def leave_now(reason: str, code: int = 70) -> None:
+    """Ends the process at once, the reason its last line: clients are better off elsewhere than waiting here."""
+    sys.stdout.flush()
+    print(f"model_api: fatal: {reason}", file=sys.stderr, flush=True)
+    os._exit(code)

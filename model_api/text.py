@@ -1,0 +1,166 @@
+"""From tokens to text a client may see now: whole characters, the model's habits put right, stop strings kept back."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+
+BROKEN = "\ufffd"  # what decoders put where bytes do not make a character (yet)
+
+
+class Detokenizer:
+    """Decodes token by token. Text is given out only up to the last whole character.
+
+    A character of a byte-level vocabulary may span up to four tokens, and a sentencepiece word is decoded differently
+    at the start of a text: so a short window of earlier tokens is decoded along with each new one.
+    """
+
+    WINDOW = 8  # tokens kept for context
+    PATIENCE = 32  # tokens after which bytes that make no character are shown as they are
+
+    def __init__(self, decode: Callable[[Sequence[int]], str]) -> None:
+        self._decode = decode
+        self._ids: list[int] = []
+        self._shown = 0  # characters of the window's text already given out
+        self._border = 0  # tokens of the window that end at a whole character
+
+    def push(self, token: int) -> str:
+        """The text that this token completes; empty while a character is unfinished."""
+        self._ids.append(token)
+        text = self._decode(self._ids)
+        unfinished = 0
+        if len(self._ids) - self._border <= self.PATIENCE:
+            unfinished = min(3, len(text) - len(text.rstrip(BROKEN)))
+        fresh = text[self._shown : len(text) - unfinished]
+        self._shown += len(fresh)
+        if not unfinished:
+            self._slide()
+        return fresh
+
+    def finish(self) -> str:
+        """What was kept back: the remains of a character that never came whole."""
+        return self._decode(self._ids)[self._shown :] if self._ids else ""
+
+    def _slide(self) -> None:
+        if len(self._ids) > self.WINDOW:
+            self._ids = self._ids[self._border :]
+            self._shown = len(self._decode(self._ids))
+        self._border = len(self._ids)
+
+
+class Tidy:
+    """Puts right what chat models of this family do around an answer, in a stream as in a whole text.
+
+    Space before and after the answer goes (GLM-4 begins with a line feed). With `punctuation`, as ChatGLM-6B's own
+    code does, half-width marks next to Chinese characters become full-width and the training-date marker is filled in.
+    """
+
+    _MARKER = "[[训练时间]]"
+    _WIDE = {",": "，", "!": "！", ":": "：", ";": "；", "?": "？"}  # noqa: RUF012 - constant
+    _MARK = re.compile(r"(?<=[\u4e00-\u9fff])[,!:;?]|[,!:;?](?=[\u4e00-\u9fff])")
+
+    def __init__(self, *, punctuation: bool = False) -> None:
+        self._punctuation = punctuation
+        self._held = ""
+        self._before = ""  # the last character given out, raw: the left neighbour of what comes
+        self._begun = False
+
+    def push(self, text: str) -> str:
+        """`text` and what was held, as far as what follows cannot change it any more."""
+        text = self._held + text
+        if not self._begun:
+            text = text.lstrip()
+            self._begun = bool(text)
+        keep = len(text) - self._open_end(text)
+        self._held = text[keep:]
+        return self._settle(text[:keep], after=text[keep : keep + 1])
+
+    def finish(self) -> str:
+        """The rest, without the space at its end."""
+        return self._settle(self._held.rstrip(), after="")
+
+    def _open_end(self, text: str) -> int:
+        """How many characters at the end may still change: space, a mark whose right neighbour is unknown, a marker."""
+        end = len(text) - len(text.rstrip())
+        if not self._punctuation:
+            return end
+        body = text.rstrip()
+        if not end and body and body[-1] in self._WIDE:
+            return 1
+        for size in range(min(len(body), len(self._MARKER) - 1), 0, -1):
+            if self._MARKER.startswith(body[-size:]):
+                return size + end
+        return end
+
+    def _settle(self, text: str, after: str) -> str:
+        if not text or not self._punctuation:
+            return text
+        before, self._before = self._before, text[-1]
+        around = self._MARK.sub(lambda mark: self._WIDE[mark.group()], before + text + after)
+        around = around[len(before) : len(around) - len(after)]
+        return around.replace(self._MARKER, "2023年")
+
+
+class StopStrings:
+    """Ends a text before the first of some strings, also where they cross the borders of tokens."""
+
+    def __init__(self, stops: Sequence[str]) -> None:
+        self._stops = tuple(stop for stop in stops if stop)
+        self._held = ""
+        self.found = False
+
+    def push(self, text: str) -> str:
+        """The part of the text that can be no stop string; after `found`, nothing more."""
+        if not self._stops or self.found:
+            return "" if self.found else text
+        text = self._held + text
+        places = [place for stop in self._stops if (place := text.find(stop)) >= 0]
+        if places:
+            self.found, self._held = True, ""
+            return text[: min(places)]
+        keep = len(text) - self._open_end(text)
+        self._held = text[keep:]
+        return text[:keep]
+
+    def finish(self) -> str:
+        """What was held back as a stop string's possible beginning, now that nothing follows."""
+        held, self._held = self._held, ""
+        return held
+
+    def _open_end(self, text: str) -> int:
+        longest = max(len(stop) for stop in self._stops) - 1
+        for size in range(min(len(text), longest), 0, -1):
+            if any(stop.startswith(text[-size:]) for stop in self._stops):
+                return size
+        return 0
+
+
+class Assembler:
+    """The whole way of one answer: tokens in, text for the client out."""
+
+    def __init__(self, decode: Callable[[Sequence[int]], str], stops: Sequence[str], tidy: Tidy | None) -> None:
+        self._detokenizer = Detokenizer(decode)
+        self._tidy = tidy
+        self._stops = StopStrings(stops)
+        self._ended = False
+
+    @property
+    def stopped(self) -> bool:
+        """Whether a stop string has ended the text."""
+        return self._stops.found
+
+    def push(self, token: int) -> str:
+        """The text that may be shown after this token."""
+        text = self._detokenizer.push(token)
+        return self._stops.push(self._tidy.push(text) if self._tidy else text)
+
+    def finish(self) -> str:
+        """What is left to show at the end; nothing when called again."""
+        if self._ended or self.stopped:
+            return ""
+        self._ended = True
+        text = self._detokenizer.finish()
+        if self._tidy:
+            text = self._tidy.push(text) + self._tidy.finish()
+        text = self._stops.push(text)
+        return text if self._stops.found else text + self._stops.finish()
