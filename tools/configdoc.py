@@ -14,15 +14,16 @@ INTRODUCTION = """\
 <!-- Written by tools/configdoc.py from hasupervisor/config/schema.py: change it there, then `make docs`. -->
 
 One TOML file, by default `/etc/chatglm-ha/config.toml`; `chatglm-had --config FILE` takes another. It has to exist;
-`python -m hasupervisor.config` prints one with every key, its default and its meaning ([config.toml](../config/config.toml)).
+`python -m hasupervisor.config` prints one with every key, its default and its meaning
+([config.toml](../config/config.toml)).
 
 A value comes from the first of these that gives it:
 
 1. the command line,
 2. the environment: `CHATGLM_HA_<SECTION>__<KEY>`, two underscores between them. `CHATGLM_HA_SERVICE__MAX=8`,
-   `CHATGLM_HA_NGINX__LISTEN=127.0.0.1:8080`, `CHATGLM_HA_DOCKER__COMMAND='["--port", "8000"]'`: the value as in the file,
-   where text needs no quotes. A variable that begins so and names no key is an error, like an unknown key in the file
-   (`CHATGLM_HA_SOCKET`, which tells chatglm-hactl where the daemon is, is none),
+   `CHATGLM_HA_NGINX__LISTEN=127.0.0.1:8080`, `CHATGLM_HA_DOCKER__COMMAND='["--port", "8000"]'`: the value as in the
+   file, but text needs no quotes. A variable that begins so and names no key is an error, like an unknown key in the
+   file; only `CHATGLM_HA_SOCKET`, which tells chatglm-hactl where the daemon is, is no setting,
 3. the file,
 4. the default.
 
@@ -37,7 +38,7 @@ everything that is wrong with it, and exits 2, or 0 if there is nothing:
     config.toml:9: service.max: 1 is below service.min = 2
     config.toml:14: autoscale.up_conections: unknown key; did you mean up_connections?
     config.toml:15: autoscale.sample: expected a number, got "10s"; times are seconds: write 10
-    environment CHATGLM_HA_SERVICE__RUNTIME: service.runtime: "dcoker" is not one of docker, process; did you mean "docker"?
+    environment CHATGLM_HA_LOG__LEVEL: log.level: "inof" is not one of debug, info, warning, error; did you mean "info"?
 
 Of two keys that do not fit together, the one that you set is named; "(the default)" stands behind a value that nobody
 set.
@@ -45,12 +46,12 @@ set.
 ## Reload
 
 `chatglm-hactl config reload`, or SIGHUP to the daemon, reads everything again. It is all or nothing: with one mistake,
-or with a change of a key that only a restart can change, nothing is taken over, and the answer says why. The last column
-of the tables says when a change takes effect:
+or with a change of a key that only a restart can change, nothing is taken over, and the answer says why. The last
+column of the tables says when a change takes effect:
 
 - reload: at once;
-- new instances: for instances that start from then on; those that run keep what they have (`chatglm-hactl restart --all`
-  renews them one by one);
+- new instances: for instances that start from then on; those that run keep what they have
+  (`chatglm-hactl restart --all` renews them one by one);
 - first start: only where the daemon has no memory yet; afterwards `chatglm-hactl scale` says how many;
 - restart: after `systemctl restart chatglm-ha`, which leaves instances and nginx serving.
 

@@ -78,31 +78,53 @@ def _how_to_get_one(path: Path | None) -> str:
 _AT = re.compile(r"^(?P<what>.*) \(at (?:line (?P<line>\d+), column (?P<column>\d+)|end of document)\)$", re.DOTALL)
 _PAIR = re.compile(r"^\s*(?P<key>[A-Za-z0-9_.-]+)\s*(?P<sign>[=:])\s*(?P<value>.*?)\s*$")
 _BARE_TEXT = re.compile(r"[^\s\"'\[\]{}#,=][^\"'\[\]{}#=]*")
+_CLASHES = ("Cannot overwrite", "Cannot declare", "Cannot mutate", "Duplicate")
 _TWICE = re.compile(r"Cannot declare \((?P<parts>.*?),?\) twice")
 
 
 def _explain(text: str, message: str) -> tuple[int, str, str]:
     """Line, key and sentence for what the TOML parser says, which knows neither key nor intention."""
-    lines = text.split("\n")
     found = _AT.match(message)
     what = found["what"] if found else message
-    line = int(found["line"]) if found and found["line"] else max(1, len(text.rstrip().split("\n")))
-    column = f" (column {found['column']})" if found and found["column"] else ""
-    if again := _given_twice(text):
+    if what.startswith(_CLASHES) and (again := _given_twice(text)):
         return again
-    pair = _PAIR.match(lines[line - 1].partition(" #")[0])
-    key = _full_key(text, line, pair["key"]) if pair else ""
-    if pair and pair["sign"] == ":":
-        return line, key, f"not TOML: a key and its value are joined by =; write {pair['key']} = {pair['value']}"
-    if pair and _BARE_TEXT.fullmatch(pair["value"]) and what.startswith(("Invalid value", "Expected newline")):
-        value = MASK if looks_secret(pair["key"]) else pair["value"]
-        return line, key, f"not TOML: text stands in quotes; write {pair['key']} = {toml(value)}"
+    if found and not found["line"] and (cut := _cut_off(text)):
+        return cut
+    line = int(found["line"]) if found and found["line"] else len(text.rstrip().split("\n"))
     if twice := _TWICE.match(what):
         section = ".".join(part.strip(" '") for part in twice["parts"].split(","))
         return line, section, f"the section has begun above already; move these keys there, or remove [{section}]"
-    if pair and not pair["value"] and what.startswith("Invalid value"):
-        return line, key, "not TOML: there is no value after ="
-    return line, key, f"not TOML: {what[:1].lower()}{what[1:]}{column}"
+    pair = _PAIR.match(text.split("\n")[line - 1].partition(" #")[0])
+    if pair:
+        key = _full_key(text, line, pair["key"])
+        if meant := _meant(what, pair["key"], pair["sign"], pair["value"]):
+            return line, key, f"not TOML: {meant}"
+    column = f" (column {found['column']})" if found and found["column"] else ""
+    return line, key if pair else "", f"not TOML: {what[:1].lower()}{what[1:]}{column}"
+
+
+def _meant(what: str, key: str, sign: str, value: str) -> str | None:
+    """The usual slips of those who write YAML or INI all day."""
+    if sign == ":":
+        return f"a key and its value are joined by =; write {key} = {value}"
+    if not value:
+        return "there is no value after ="
+    if what.startswith(("Illegal character '\\n'", "Unterminated string")):
+        return "the text has no closing quote"
+    if _BARE_TEXT.fullmatch(value) and what.startswith(("Invalid value", "Expected newline")):
+        return f"text stands in quotes; write {key} = {toml(MASK if looks_secret(key) else value)}"
+    return None
+
+
+def _cut_off(text: str) -> tuple[int, str, str] | None:
+    """The value that is still open where the file ends."""
+    keys = [(lines[-1], path) for path, lines in key_lines(text).items() if not any(isinstance(p, int) for p in path)]
+    if not keys:
+        return None
+    line, path = max(keys, key=lambda entry: entry[0])
+    if not re.search(r"=\s*([\[{]|\"\"\"|''')", text.split("\n")[line - 1]):
+        return None
+    return line, ".".join(map(str, path)), "not TOML: the list, table or text that begins here has no end"
 
 
 def _given_twice(text: str) -> tuple[int, str, str] | None:
@@ -110,8 +132,7 @@ def _given_twice(text: str) -> tuple[int, str, str] | None:
     repeated = [(lines[1], path, lines[0]) for path, lines in key_lines(text).items() if len(lines) > 1]
     for line, path, first in sorted(repeated, key=lambda entry: entry[0]):
         if not isinstance(path[-1], int):
-            name = ".".join(str(part) for part in path)
-            return line, name, f"given twice; the first is on line {first}"
+            return line, ".".join(map(str, path)), f"given twice; the first is on line {first}"
     return None
 
 

@@ -159,7 +159,7 @@ class _Reading:
             source = {DEFAULT.rank: " (the default)", 0: ""}.get(place.rank, f" ({place.text})")
             return f"{key} = {toml(value_of(config, key))}{source}"
 
-        for finding in rules.findings(config, cite, lowest):
+        for finding in rules.findings(config, cite, lowest, self.broken):
             involved = {_top(key) for key in (*finding.told, *finding.also)}
             if involved & self.broken:
                 continue

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Set
 from dataclasses import dataclass
 from ipaddress import AddressValueError, IPv4Address
 
@@ -30,9 +30,13 @@ class Finding:
     also: tuple[str, ...] = ()  # other keys that it depends on
 
 
-def findings(config: Config, cite: Cite, lowest_port: int) -> Iterator[Finding]:
-    """All that is wrong between keys. `cite` writes "service.min = 2 (the default)"; `lowest_port`: see `allowed`."""
-    yield from counts(config, cite)
+def findings(config: Config, cite: Cite, lowest_port: int, unsure: Set[str]) -> Iterator[Finding]:
+    """All that is wrong between keys.
+
+    `cite` writes "service.min = 2 (the default)"; `lowest_port`: see `allowed`; `unsure` are keys whose own value is
+    wrong and has been replaced by the default: findings about these may be yielded, and mean nothing.
+    """
+    yield from counts(config, cite, unsure)
     yield from ports(config, cite)
     yield from collisions(config, cite)
     yield from allowed(config, cite, lowest_port)
@@ -42,13 +46,14 @@ def findings(config: Config, cite: Cite, lowest_port: int) -> Iterator[Finding]:
     yield from environments(config, cite)
 
 
-def counts(config: Config, cite: Cite) -> Iterator[Finding]:
+def counts(config: Config, cite: Cite, unsure: Set[str]) -> Iterator[Finding]:
     service = config.service
-    if service.max < service.min:
+    if service.max < service.min and not unsure & {"service.max", "service.min"}:
         yield _order(cite, "service.max", service.max, "service.min", service.min)
-    elif service.instances < service.min:
+        return  # no number of instances would fit, and that is no second mistake
+    if service.instances < service.min:
         yield _order(cite, "service.instances", service.instances, "service.min", service.min)
-    elif service.instances > service.max:
+    if service.instances > service.max:
         over = _order(cite, "service.max", service.max, "service.instances", service.instances)
         yield Finding(dict(reversed(over.told.items())))  # it is more often the number of instances that is meant
 

@@ -74,7 +74,7 @@ OptionalPath = Annotated[Path | None, _none_if_empty(values.absolute_path)]
 SocketAddress = Annotated[Address, _parsed(values.address)]
 Environment = Mapping[Annotated[str, _parsed(values.variable)], str]
 # TOML has lists, the models have tuples, which nobody changes by mistake.
-Arguments = Annotated[tuple[Annotated[str, _parsed(values.argument)], ...], Field(strict=False)]
+Arguments = Annotated[tuple[Annotated[str, _parsed(values.argument)], ...], Field(strict=False, min_length=1)]
 
 
 class _Section(BaseModel):
@@ -306,6 +306,12 @@ class Config(_Section):
 
     # "section.key" -> "config.toml:9"; set by `load`, and no part of what is equal
     _origins: Mapping[str, str] = PrivateAttr(default_factory=dict)
+
+    def __eq__(self, other: object) -> bool:
+        """Equal values, wherever they were set."""
+        return isinstance(other, Config) and dict(self) == dict(other)
+
+    __hash__ = None  # type: ignore[assignment]  # environments are mappings
 
     @property
     def log_dir(self) -> Path:

@@ -124,9 +124,7 @@ def nginx_path(text: str) -> Path:
     """A path that is also written into nginx's files."""
     path = absolute_path(text)
     if bad := sorted(set(str(path)) & set("\"'$\\;{}")):
-        raise ValueError(
-            f"{toml(text)}: {' '.join(bad)} in a path means something else to nginx; choose another folder"
-        )
+        raise ValueError(f"{toml(text)}: {' '.join(bad)} in a path means something else to nginx; name another folder")
     return path
 
 
@@ -194,9 +192,7 @@ def engine_url(text: str) -> str:
     if text and (scheme not in ("unix", "tcp", "http", "https", "ssh") or not colon or not rest):
         raise ValueError(f"{toml(text)} is not an engine's address like unix:///var/run/docker.sock or tcp://host:2376")
     if scheme == "unix" and not rest.startswith("/"):
-        raise ValueError(
-            f"{toml(text)}: the path of a socket is absolute; write unix:///var/run/docker.sock, three slashes"
-        )
+        raise ValueError(f"{toml(text)}: a socket's path is absolute; write unix:///var/run/docker.sock")
     return text
 
 

@@ -25,7 +25,7 @@ def sentence(error: ErrorDetails) -> str:
             return str(context["error"])
         case "string_type":
             return expected_text(value)
-        case "string_too_short":
+        case "string_too_short" | "too_short":
             return "must not be empty"
         case "int_type" | "int_from_float":
             return f"expected a whole number, got {toml(value)}"
