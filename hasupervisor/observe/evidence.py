@@ -1,0 +1,88 @@
+"""How one more answer, failure or prompt changes what is known of an instance. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from hasupervisor.model import Miss, ProbeView, Progress, Said
+from hasupervisor.observe.answers import Health
+
+
+def answered(view: ProbeView, health: Health, now: float) -> ProbeView:
+    """The view after an answer that came at `now`."""
+    progress = health.progress if health.progress is not None else view.progress
+    return replace(
+        view,
+        said=health.said,
+        reason=health.reason,
+        answered_at=now,
+        successes=view.successes + 1 if health.said is Said.HEALTHY else 0,
+        unhealthies=view.unhealthies + 1 if health.said is Said.UNHEALTHY else 0,
+        failures=0,
+        first_failure_at=None,
+        progress=progress,
+        progressed_at=now if _moved(view.progress, health.progress) else view.progressed_at,
+    )
+
+
+def missed(view: ProbeView, miss: Miss, words: str, now: float) -> ProbeView:
+    """The view after a failure that was noticed at `now`."""
+    return replace(
+        view,
+        successes=0,
+        failures=view.failures + 1,
+        first_failure_at=now if view.first_failure_at is None else view.first_failure_at,
+        miss=miss,
+        error=words,
+    )
+
+
+def prompted(view: ProbeView, fault: str, now: float) -> ProbeView:
+    """The view after a synthetic prompt that ended at `now`; `fault` is "" when its answer was good."""
+    return replace(
+        view,
+        prompted_at=now,
+        prompt_ok=not fault,
+        prompt_error=fault,
+        prompt_failures=view.prompt_failures + 1 if fault else 0,
+        progressed_at=view.progressed_at if fault else now,
+    )
+
+
+def counted(view: ProbeView, before: float | None, value: float, now: float) -> ProbeView:
+    """The view after reading the progress counter; `before` is its last value, None the first time."""
+    return view if value == before else replace(view, progressed_at=now)
+
+
+def _moved(before: Progress | None, told: Progress | None) -> bool:
+    """Whether a report shows progress. The first one does: from it on the time without progress is counted.
+
+    A count that fell has begun anew, which is a life sign too.
+    """
+    if told is None:
+        return False
+    if before is None or (told.in_flight == 0 and told.queued == 0):
+        return True
+    return (told.steps, told.tokens) != (before.steps, before.tokens)
+
+
+def news(before: ProbeView, after: ProbeView) -> bool:
+    """Whether decisions may come out differently: more than times and counts of what goes on as it did."""
+    return _essence(before) != _essence(after)
+
+
+_COUNTED = 5  # successes in a row beyond this wake nobody: the next cycle sees them soon enough
+
+
+def _essence(view: ProbeView) -> tuple[object, ...]:
+    return (
+        view.said,
+        view.reason,
+        min(view.successes, _COUNTED),
+        view.unhealthies,
+        view.failures,
+        view.miss,
+        view.prompt_ok,
+        view.prompt_failures,
+        view.progressed_at is None,
+    )
