@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-# Folders that start real daemons, engines and containers. Every folder not named here is quick and comes first.
-SLOW = ("model_api", "runtimes", "real", "system")
+# Folders that build, or start real daemons, engines and containers. Every folder not named here is quick and comes first.
+SLOW = ("packaging", "model_api", "runtimes", "real", "system")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from types import NoneType
 
 from hasupervisor.config.keys import all_keys, field_of
+from hasupervisor.config.words import closest
 from hasupervisor.model import Address
 
 PREFIX = "CHATGLM_HA_"
@@ -18,6 +19,12 @@ OTHERS = frozenset({"CHATGLM_HA_SOCKET"})
 def variable_for(key: str) -> str:
     section, _, name = key.partition(".")
     return f"{PREFIX}{section.upper()}__{name.upper()}"
+
+
+def meant_by(variable: str) -> str | None:
+    """The variable that was probably meant; the prefix, which all have in common, proves nothing."""
+    near = closest(variable.removeprefix(PREFIX), [variable_for(key).removeprefix(PREFIX) for key in all_keys()])
+    return f"{PREFIX}{near}" if near else None
 
 
 def settings(env: Mapping[str, str]) -> Iterator[tuple[str, str, object]]:

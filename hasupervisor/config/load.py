@@ -112,7 +112,7 @@ class _Reading:
             if key in all_keys():
                 self._set(section, name, value, place)
                 continue
-            near = words.closest(variable, [environment.variable_for(known) for known in all_keys()])
+            near = environment.meant_by(variable)
             hint = f"; did you mean {near}?" if near else "; a setting is CHATGLM_HA_<SECTION>__<KEY>"
             self._report(place, key, f"unknown {'key' if key else 'variable'}{hint}")
         if env.get("DOCKER_HOST") and not self.table.get("docker", {}).get("host"):

@@ -1,0 +1,1 @@
+"""The only side effects: steps on instances, and nginx."""
