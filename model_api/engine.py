@@ -92,7 +92,6 @@ class Engine:
         self._closing = False
         self._joining: list[Job] = []  # taken from the queue, not yet rows
         self._row_limit = max_batch  # less for a while after memory ran out
-        self._ahead = False  # the decoder has taken a step whose tokens are not chosen yet
         self._steps = 0
         self._tokens = 0
         self._step_began: float | None = None
@@ -272,37 +271,28 @@ class Engine:
             self._forget_rows()
 
     def _after_memory_ran_out(self, words: str) -> None:
-        """Fails only a request that cannot run even alone; the others are tried again, fewer at a time."""
-        jobs = [*self._rows, *self._joining]
+        """Fails only a request that cannot run even alone; the others begin again, fewer at a time.
+
+        How far the failed pass came is unknown, so all rows go back into the queue with the tokens they have, oldest
+        first: nothing is lost but the time to read those tokens again.
+        """
+        jobs = [*sorted(self._rows, key=lambda job: job.began or 0.0), *self._joining]
         size = len(jobs) * (max(job.length for job in jobs) + 1)
+        self._joining.clear()
+        self._forget_rows()
         if len(jobs) == 1:
             self._fail(jobs[0], Why.OUT_OF_MEMORY, "there is not enough memory for a request of this length")
-            self._joining.clear()
-            self._forget_rows()
         else:
             # What was promised did not fit: promise less from now on.
             self.kv_budget = max(min(self.kv_budget, size * 9 // 10), self._model.context)
             self._row_limit = len(jobs) // 2
-            self._step_back()
+            self._requeue(jobs)
         log.warning(
             "out of memory in a step of %d requests, %d tokens: %s; from now on %d requests at once, %d tokens",
             *(len(jobs), size, words, self._row_limit, self.kv_budget),
         )
         if self._model.device.type == "cuda":
             torch.cuda.empty_cache()
-
-    def _step_back(self) -> None:
-        """Puts as many requests back into the queue as the limit says, youngest first."""
-        joining = list(self._joining)
-        self._joining.clear()
-        self._requeue(joining)
-        if self._ahead:
-            # The rows' past holds a token that nobody knows: all of them begin again from the tokens they have.
-            rows = sorted(self._rows, key=lambda job: job.began or 0.0)
-            self._forget_rows()
-            self._requeue(rows)
-        while len(self._rows) > self._row_limit:
-            self._evict_youngest()
 
     # --- the passes -------------------------------------------------------------------------------------------------
 
@@ -319,16 +309,12 @@ class Engine:
         self._rows.extend(joined)
         self._next.extend([0] * len(joined))
         self._joining.clear()  # they are rows now: what fails from here on fails as a row
-        self._ahead = True
         tokens = choose(logits, [job.draw for job in joined])
-        self._ahead = False
         self._advance(range(first, len(self._rows)), tokens)
 
     def _decode(self) -> None:
         logits = self._model.decoder.step(self._next)
-        self._ahead = True
         tokens = choose(logits, [job.draw for job in self._rows])
-        self._ahead = False
         self._advance(range(len(self._rows)), tokens)
 
     def _advance(self, rows: Sequence[int], tokens: Sequence[int]) -> None:
@@ -383,7 +369,7 @@ class Engine:
         self._next.pop()
 
     def _forget_rows(self) -> None:
-        self._rows, self._next, self._ahead = [], [], False
+        self._rows, self._next = [], []
         self._model.decoder.clear()
 
     def _end_all(self, why: Why, words: str) -> None:

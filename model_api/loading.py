@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import logging
 import os
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -63,9 +65,13 @@ def _embedded(cache: Path) -> tuple[Path, int]:
         return directory, check_files(directory)
     except DamagedModel as error:
         log.warning("building the embedded model again: %s", error)
+    try:
         embedded.discard_embedded(directory)
         directory = embedded.ensure_embedded(cache)
-        return directory, check_files(directory)
+    except OSError as error:
+        words = f"the embedded model in {directory} is damaged and cannot be built again: {error.strerror or error}"
+        raise LoadError(f"{words}; remove the directory") from None
+    return directory, check_files(directory)
 
 
 def _read_config(directory: Path) -> dict[str, Any]:
@@ -93,15 +99,31 @@ def _dtype(wanted: str, config: dict[str, Any], device: torch.device) -> torch.d
 def _backend(
     directory: Path, config: dict[str, Any], dtype: torch.dtype, device: torch.device, bits: int
 ) -> LoadedModel:
-    from model_api.backends import native
-
     try:
+        if config.get("model_type") == "chatglm":
+            _give_code_a_place()
+            from model_api.backends import chatglm
+
+            return chatglm.load(directory, config, dtype, device, bits)
+        from model_api.backends import native
+
         return native.load(directory, config, dtype, device, bits)
     except (LoadError, torch.OutOfMemoryError):
         raise
     except Exception as error:
         # Whatever transformers and safetensors raise over a broken directory: one sentence with the directory's name.
         raise LoadError(f"cannot load {directory}: {type(error).__name__}: {error}") from error
+
+
+def _give_code_a_place() -> None:
+    """A directory of this process alone for the code that transformers copies out of the model's directory.
+
+    Read when transformers is imported. The default is one shared cache, where two starting servers would race.
+    """
+    if "HF_MODULES_CACHE" not in os.environ:
+        place = tempfile.TemporaryDirectory(prefix="model-api-code-", ignore_cleanup_errors=True)
+        atexit.register(place.cleanup)
+        os.environ["HF_MODULES_CACHE"] = place.name
 
 
 def _use_cores(model: LoadedModel) -> None:

@@ -51,15 +51,17 @@ class Detokenizer:
 class Tidy:
     """Puts right what chat models of this family do around an answer, in a stream as in a whole text.
 
-    Space before and after the answer goes (GLM-4 begins with a line feed). With `punctuation`, as ChatGLM-6B's own
-    code does, half-width marks next to Chinese characters become full-width and the training-date marker is filled in.
+    Space before and after the answer goes (GLM-4 begins with a line feed). As the remote code of ChatGLM does, the
+    marker of the training date is filled in (`training_date`), and half-width marks next to Chinese characters become
+    full-width (`punctuation`, ChatGLM-6B alone).
     """
 
     _MARKER = "[[训练时间]]"
     _WIDE = {",": "，", "!": "！", ":": "：", ";": "；", "?": "？"}  # noqa: RUF012 - constant
     _MARK = re.compile(r"(?<=[\u4e00-\u9fff])[,!:;?]|[,!:;?](?=[\u4e00-\u9fff])")
 
-    def __init__(self, *, punctuation: bool = False) -> None:
+    def __init__(self, *, training_date: bool = False, punctuation: bool = False) -> None:
+        self._training_date = training_date
         self._punctuation = punctuation
         self._held = ""
         self._before = ""  # the last character given out, raw: the left neighbour of what comes
@@ -81,24 +83,24 @@ class Tidy:
 
     def _open_end(self, text: str) -> int:
         """How many characters at the end may still change: space, a mark whose right neighbour is unknown, a marker."""
-        end = len(text) - len(text.rstrip())
-        if not self._punctuation:
-            return end
         body = text.rstrip()
-        if not end and body and body[-1] in self._WIDE:
+        end = len(text) - len(body)
+        if self._punctuation and not end and body and body[-1] in self._WIDE:
             return 1
-        for size in range(min(len(body), len(self._MARKER) - 1), 0, -1):
-            if self._MARKER.startswith(body[-size:]):
-                return size + end
+        if self._training_date:
+            for size in range(min(len(body), len(self._MARKER) - 1), 0, -1):
+                if self._MARKER.startswith(body[-size:]):
+                    return size + end
         return end
 
     def _settle(self, text: str, after: str) -> str:
-        if not text or not self._punctuation:
+        if not text:
             return text
         before, self._before = self._before, text[-1]
-        around = self._MARK.sub(lambda mark: self._WIDE[mark.group()], before + text + after)
-        around = around[len(before) : len(around) - len(after)]
-        return around.replace(self._MARKER, "2023年")
+        if self._punctuation:
+            around = self._MARK.sub(lambda mark: self._WIDE[mark.group()], before + text + after)
+            text = around[len(before) : len(around) - len(after)]
+        return text.replace(self._MARKER, "2023年") if self._training_date else text
 
 
 class StopStrings:

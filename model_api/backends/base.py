@@ -48,7 +48,7 @@ class Codec(Protocol):
 class Decoder(Protocol):
     """Rows that are decoded together, each with its own past. Not thread-safe: the engine's thread alone calls it.
 
-    A call that raises torch.OutOfMemoryError leaves the rows as they were, so that it may be made again with fewer.
+    After a call that raised, only `clear` may be called.
     """
 
     def add(self, prompts: Sequence[Prompt]) -> Tensor:
