@@ -4,7 +4,6 @@
 # make docs    write the generated pages anew
 # make clean   remove what these made, the virtual environment included
 BIN := .venv/bin
-SOURCES := hasupervisor model_api tests tools bench setup.py
 
 .PHONY: run test check setup docs clean
 
@@ -20,8 +19,8 @@ setup:
 	@tools/bootstrap.sh test
 
 check: setup
-	@$(BIN)/ruff check $(SOURCES)
-	@$(BIN)/ruff format --check $(SOURCES)
+	@$(BIN)/ruff check
+	@$(BIN)/ruff format --check
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports --no-logo
 

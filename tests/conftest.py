@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-# Folders that build, or start real daemons, engines and containers. Every folder not named here is quick and comes first.
+# Folders that build, or start real daemons, engines and containers. Every other folder is quick and comes first.
 SLOW = ("packaging", "model_api", "runtimes", "real", "system")
 
 
