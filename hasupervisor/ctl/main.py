@@ -69,15 +69,21 @@ def _tell(error: Exception) -> int:
         return Exit.INTERRUPTED
     if isinstance(error, Failure):
         if error.code is Exit.CLOSED:
-            # What is still buffered has nowhere to go, and the interpreter would complain of it on its way out.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            _drop_output()
         else:
             print(*error.lines(), sep="\n", file=sys.stderr)
         return error.code
+    if isinstance(error, OSError):
+        _drop_output()
     what = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
     print(f"{PROGRAM}: {what}", file=sys.stderr)
     print(f"next: set {DEBUG_VARIABLE}=1 and run it again to see where", file=sys.stderr)
     return Exit.FAILED
+
+
+def _drop_output() -> None:
+    """What is still buffered could not be written, and the interpreter would complain of it on its way out."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 if __name__ == "__main__":

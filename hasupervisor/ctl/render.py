@@ -193,8 +193,9 @@ def _nginx(status: Document, paint: Paint) -> str:
     state = paint("ok", "green") if nginx.flag("ok") else paint("NOT OK", "red")
     running = number(live) if live == generation else f"{number(live)} (on disk: {number(generation)})"
     reason = nginx.maybe_text("reason")
-    words = f", {number(nginx.maybe_number('servers'))} servers, runs generation {running}"
-    return f"nginx      {state}{words}{f': {clean(reason)}' if reason else ''}"
+    servers = nginx.maybe_number("servers")
+    words = f"{number(servers)} server{'' if servers == 1 else 's'}, runs generation {running}"
+    return f"nginx      {state}, {words}{f': {clean(reason)}' if reason else ''}"
 
 
 def _autoscale(status: Document) -> list[str]:

@@ -19,10 +19,10 @@ class Cell:
 
 
 def clean(text: str) -> str:
-    """The text with control characters made visible: what an instance says must not move the cursor."""
+    """The text in one line, control characters made visible: what an instance says must not move the cursor."""
     if text.isprintable():
         return text
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in " ".join(text.split()))
 
 
 def width(text: str) -> int:

@@ -30,24 +30,26 @@ def command(ctx: click.Context, name: str) -> int:
         emit_json(explanation.raw)
         return Exit.DONE
     above = banners(settings.client.get("/v1/status", {"name": name}), settings.paint)  # a pause explains a lot
-    emit(*above, *_lines(explanation, settings.paint))
+    emit(*_head(explanation, settings.paint), *above, *_evidence(explanation))
     return Exit.DONE
 
 
-def _lines(explanation: Document, paint: Paint) -> list[str]:
+def _head(explanation: Document, paint: Paint) -> list[str]:
     colour, name = explanation.text("colour"), explanation.text("name")
     how_long = since(explanation.text("since"), local_now())
     verdict = explanation.maybe_text("verdict")
-    lines = [
+    return [
         f"{paint(colour.upper(), colour)} {name}: {explanation.text('state')} for {how_long}"
         + (f", verdict {verdict}" if verdict else ""),
         clean(explanation.text("reason")),
         f"next: {clean(explanation.maybe_text('next') or 'nothing')}",
     ]
+
+
+def _evidence(explanation: Document) -> list[str]:
     evidence = explanation.texts("evidence")
-    if evidence:
-        lines += ["", "evidence:", *(f"  {clean(sentence)}" for sentence in evidence)]
-    lines += _last_failure(explanation, name)
+    lines = ["", "evidence:", *(f"  {clean(sentence)}" for sentence in evidence)] if evidence else []
+    lines += _last_failure(explanation, explanation.text("name"))
     entries = explanation.parts("history")
     if entries:
         lines += ["", "history:", *(f"  {entry_line(entry)}" for entry in entries)]

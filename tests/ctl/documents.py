@@ -1,0 +1,246 @@
+"""What the daemon answers, as docs/control-api.md has it: the one place to compare with the real daemon."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+Document = dict[str, Any]
+
+NOW = "2026-11-24T03:02:11.123Z"
+
+
+def instance(number: int, **changes: Any) -> Document:
+    """An instance that serves; `changes` says what is different."""
+    return {
+        "name": f"chatglm-{number:02}",
+        "state": "serving",
+        "colour": "green",
+        "reason": "answers, 3 in flight, progressing",
+        "since": "2026-11-24T02:58:59.000Z",
+        "endpoint": f"127.0.0.1:{7999 + number}",
+        "address": f"172.17.0.{number + 1}:8000",
+        "runtime_id": f"3f1c9a{number:02}" + "d" * 56,
+        "pid": 4710 + number,
+        "image": "chatglm-service:v1.1.0",
+        "gpus": [],
+        "routed": True,
+        "in_flight": 3,
+        "queued": 0,
+        "restarts": 1,
+        "qps": 4.2,
+        "latency_ms": {"mean": 900.0, "p50": 800.0, "p95": 1800.0},
+        "error_rate": 0.0,
+        "verdict": "serving",
+        "last_failure": None,
+        "attempts": {"failed": 0, "of": 5},
+        "retry_in_s": None,
+        **changes,
+    }
+
+
+def fallen_instance(number: int, **changes: Any) -> Document:
+    """An instance that keeps exiting."""
+    fallen = instance(
+        number,
+        state="backoff",
+        colour="red",
+        reason="exited 1, try 4 of 5 in 40 s",
+        since="2026-11-24T03:01:59.000Z",
+        runtime_id=None,
+        pid=None,
+        routed=False,
+        in_flight=0,
+        restarts=3,
+        qps=0.0,
+        latency_ms={"mean": None, "p50": None, "p95": None},
+        verdict="dead",
+        last_failure={"at": "2026-11-24T03:01:59.000Z", "reason": "exited 1"},
+        attempts={"failed": 3, "of": 5},
+        retry_in_s=40.2,
+    )
+    return fallen | changes
+
+
+def status(*instances: Document, **changes: Any) -> Document:
+    """A host on which everything serves; `changes` says what is different."""
+    shown = list(instances) or [instance(1), instance(2)]
+    serving = sum(one["state"] == "serving" for one in shown)
+    return {
+        "schema": 1,
+        "service": "chatglm",
+        "host": "gpu-07",
+        "version": "0.1.0",
+        "now": NOW,
+        "health": "green" if serving == len(shown) else "yellow" if serving else "red",
+        "summary": f"{serving} of {len(shown)} serving",
+        "desired": len(shown),
+        "serving": serving,
+        "mode": "auto",
+        "settled": True,
+        "stale": None,
+        "paused": None,
+        "problems": [],
+        "instances": shown,
+        "gpus": [],
+        "nginx": {"ok": True, "generation": 41, "live_generation": 41, "servers": serving, "reason": None},
+        "autoscale": {
+            "policy": "thresholds",
+            "desired": len(shown),
+            "sentence": f"holding {len(shown)}: the autoscaler is not built yet",
+            "inputs": {},
+        },
+        "traffic": {
+            "qps": 8.1,
+            "latency_ms": {"mean": 880.0, "p50": 790.0, "p95": 1900.0},
+            "error_rate": 0.0,
+            "in_flight": 5,
+        },
+        **changes,
+    }
+
+
+def troubled_status(**changes: Any) -> Document:
+    """A host on which nearly everything that can be said has to be said."""
+    return status(
+        instance(1, gpus=["GPU-6a1f"]),
+        fallen_instance(2),
+        instance(3, state="loading", colour="yellow", reason="loads its model since 1m40s", routed=False, in_flight=0),
+        **{
+            "paused": PAUSED,
+            "stale": {"what": "dockerd", "sentence": "no answer in 5 s (3rd time)", "age_s": 12.1},
+            "problems": [
+                {
+                    "subject": "chatglm-02",
+                    "sentence": "backing off: exited 1, try 4 of 5 in 40 s",
+                    "hint": "chatglm-hactl logs chatglm-02 --last-failure",
+                }
+            ],
+            "gpus": [GPU],
+            "nginx": {
+                "ok": False,
+                "generation": 42,
+                "live_generation": 41,
+                "servers": 1,
+                "reason": 'unknown directive "upstrem" in /etc/nginx/conf.d/x.conf:3',
+            },
+            **changes,
+        },
+    )
+
+
+PAUSED: Document = {
+    "by": "alice (uid 1000)",
+    "since": "2026-11-24T02:58:59.123Z",
+    "until": "2026-11-24T03:08:59.123Z",
+    "reason": "new driver",
+}
+
+GPU: Document = {
+    "uuid": "GPU-6a1f",
+    "index": 0,
+    "name": "NVIDIA H200",
+    "memory_total_bytes": 150754820096,
+    "memory_used_bytes": 14495514624,
+    "utilization": 0.71,
+    "temperature_c": 61,
+    "state": "ok",
+    "reason": None,
+    "instances": ["chatglm-01"],
+}
+
+VERSION: Document = {"version": "0.1.0", "api": 1, "pid": 812, "started": "2026-11-24T03:00:00.000Z"}
+
+HISTORY: list[Document] = [
+    {
+        "id": 811,
+        "at": "2026-11-24T03:01:58.900Z",
+        "subject": "chatglm-02",
+        "event": "state",
+        "sentence": "serving -> backoff: killed by signal 9",
+        "by": "chatglm-ha",
+    },
+    {
+        "id": 812,
+        "at": "2026-11-24T03:02:03.000Z",
+        "subject": "chatglm",
+        "event": "scale",
+        "sentence": "2 -> 3 wanted",
+        "by": "alice (uid 1000)",
+    },
+]
+
+EXPLANATION: Document = {
+    "name": "chatglm-02",
+    "state": "backoff",
+    "colour": "red",
+    "verdict": "dead",
+    "reason": "exited 1, try 4 of 5 in 40 s",
+    "since": "2026-11-24T03:01:59.000Z",
+    "evidence": ["its process has ended: exited 1", "3 failures in the last 10 min"],
+    "next": "tries again in 40 s",
+    "last_failure": {
+        "at": "2026-11-24T03:01:59.000Z",
+        "reason": "exited 1",
+        "tail": "loading /models/chatglm-6b\nOSError: no file named config.json",
+    },
+    "history": [HISTORY[0]],
+}
+
+DRY_RUN: Document = {"desired": 2, "wanted": 4, "steps": ["start chatglm-03", "start chatglm-04"], "refused": None}
+
+NGINX: Document = {
+    "mode": "system",
+    "dir": "/var/lib/chatglm-ha/nginx",
+    "generation": 41,
+    "live_generation": 41,
+    "ok": True,
+    "reason": None,
+    "files": {
+        "upstream.conf": "upstream chatglm {\n    server 127.0.0.1:8000;\n}\n",
+        "gateway.conf": "server {\n    listen 80;\n}\n",
+    },
+}
+
+CONFIG: Document = {
+    "path": "/etc/chatglm-ha/config.toml",
+    "config": {
+        "service": {"name": "chatglm", "instances": 2, "one_at_a_time": True},
+        "docker": {"volumes": ["/models:/models:ro"], "env": {"MODEL_PATH": "/models/chatglm-6b"}},
+        "health": {"interval": 2.0, "prompt": "你好"},
+    },
+}
+
+
+def operation(sentence: str, state: str = "running", **changes: Any) -> Document:
+    """Operation op-7, a scale to 4, at one point of its way."""
+    return {
+        "id": "op-7",
+        "kind": "scale",
+        "by": "alice (uid 1000)",
+        "started": "2026-11-24T03:02:00.000Z",
+        "ended": None if state == "running" else "2026-11-24T03:02:09.000Z",
+        "state": state,
+        "sentence": sentence,
+        "targets": ["chatglm-04"] if state == "running" else [],
+        "total": 4,
+        **changes,
+    }
+
+
+def problem(number: int, detail: str, *, hint: str | None = None, problems: tuple[str, ...] = ()) -> Document:
+    """An error, as application/problem+json."""
+    titles = {400: "Bad Request", 404: "Not Found", 409: "Refused", 422: "Not valid", 500: "Failed", 503: "Unavailable"}
+    return {
+        "type": "about:blank",
+        "title": titles[number],
+        "status": number,
+        "detail": detail,
+        "hint": hint,
+        "problems": list(problems),
+    }
+
+
+def unix(rfc3339: str) -> float:
+    """Unix seconds of the daemon's time."""
+    return datetime.fromisoformat(rfc3339).timestamp()
