@@ -45,14 +45,9 @@ def claims() -> Iterator[Claims]:
 
 
 @pytest.fixture(scope="session")
-def engine(claims: Claims, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
+def engine(claims: Claims) -> Iterator[Engine]:
     """A real dockerd of this run (live-restore, own bridge, no firewall rules). Leave it running and empty."""
-    hooks = tmp_path_factory.mktemp("hooks")
-    # With this on its PATH when it starts, dockerd takes `--gpus` requests; the hook itself does nothing.
-    hook = hooks / "nvidia-container-runtime-hook"
-    hook.write_text("#!/bin/sh\nexit 0\n")
-    hook.chmod(0o755)
-    with own_dockerd(claims, str(hooks)) as engine:
+    with own_dockerd(claims) as engine:
         yield engine
 
 

@@ -22,12 +22,13 @@ LABEL = "io.chatglm-ha.test"
 class Engine:
     """One dockerd. `socket` is its path, `host` its URL; every signal goes to its pid alone."""
 
-    def __init__(self, directory: Path, bridge: str, subnet: str, path: str) -> None:
-        self.directory, self.bridge, self.subnet, self._path = directory, bridge, subnet, path
+    def __init__(self, directory: Path, bridge: str, subnet: str) -> None:
+        self.directory, self.bridge, self.subnet = directory, bridge, subnet
         self.socket = directory / "docker.sock"
         self.host = f"unix://{self.socket}"
         self.log = directory / "dockerd.log"
         self._process: subprocess.Popen[bytes] | None = None
+        self._containerd: subprocess.Popen[bytes] | None = None
 
     @property
     def pid(self) -> int:
@@ -46,18 +47,38 @@ class Engine:
     # --- life --------------------------------------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Starts dockerd and waits until it answers."""
-        command = ["dockerd", "--data-root", str(self.directory / "data"), "--exec-root", str(self.directory / "exec")]
-        command += ["--host", self.host, "--pidfile", str(self.directory / "pid"), "--group", "root"]
-        # Its own bridge and no firewall rules: a dockerd that runs beside it keeps its docker0 and its chains.
-        command += ["--bridge", self.bridge, "--fixed-cidr", self.subnet, "--iptables=false", "--ip-forward=false"]
-        command += ["--live-restore", "--shutdown-timeout", "5"]
+        """Starts dockerd (and containerd, the first time) and waits until it answers."""
+        if self._containerd is None:
+            self._containerd = self._spawn(self._containerd_command())
+        self._process = self._spawn(self._dockerd_command())
+        self.wait_until_it_answers()
+
+    def _spawn(self, command: list[str]) -> subprocess.Popen[bytes]:
+        path = f"{self.write_hook()}:{os.environ['PATH']}"
+        environment = {**os.environ, "PATH": path, "TMPDIR": str(self.directory)}
         with self.log.open("ab") as log:
-            environment = {**os.environ, "PATH": self._path, "TMPDIR": str(self.directory)}
-            self._process = subprocess.Popen(
+            return subprocess.Popen(
                 command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=environment, start_new_session=True
             )
-        self.wait_until_it_answers()
+
+    def _containerd_command(self) -> list[str]:
+        # A process beside dockerd, as on a host with systemd. dockerd's own would be its child and die with it.
+        config = self.directory / "containerd.toml"
+        config.write_text('version = 2\ndisabled_plugins = ["io.containerd.grpc.v1.cri"]\n')
+        folders = ["--root", str(self.directory / "containerd"), "--state", str(self.directory / "containerd-state")]
+        return ["containerd", "--config", str(config), "--address", str(self._containerd_socket), *folders]
+
+    def _dockerd_command(self) -> list[str]:
+        command = ["dockerd", "--data-root", str(self.directory / "data"), "--exec-root", str(self.directory / "exec")]
+        command += ["--host", self.host, "--pidfile", str(self.directory / "pid"), "--group", "root"]
+        command += ["--containerd", str(self._containerd_socket)]
+        # Its own bridge and no firewall rules: a dockerd that runs beside it keeps its docker0 and its chains.
+        command += ["--bridge", self.bridge, "--fixed-cidr", self.subnet, "--iptables=false", "--ip-forward=false"]
+        return [*command, "--live-restore", "--shutdown-timeout", "5"]
+
+    @property
+    def _containerd_socket(self) -> Path:
+        return self.directory / "containerd.sock"
 
     def wait_until_it_answers(self, within: float = START_S) -> None:
         deadline = time.monotonic() + within
@@ -82,8 +103,14 @@ class Engine:
         """SIGTERM, and waits: with live-restore the containers go on."""
         self._end(signal.SIGTERM)
 
+    def stop_containerd(self) -> None:
+        process, self._containerd = self._containerd, None
+        if process is not None:
+            process.kill()
+            process.wait(30)
+
     def kill(self) -> None:
-        """SIGKILL: what a crash of dockerd is. Containers go on, its docker-proxy children are orphaned or die."""
+        """SIGKILL: what a crash of dockerd is. Containers go on, its docker-proxy children die with it."""
         self._end(signal.SIGKILL)
 
     def restart(self, graceful: bool = True) -> None:
@@ -123,6 +150,33 @@ class Engine:
     def running(self) -> bool:
         return self._process is not None and self._process.poll() is None
 
+    # --- the runtime hook ---------------------------------------------------------------------------------------------
+
+    def write_hook(self) -> Path:
+        """A runtime hook by NVIDIA's name: with it on PATH dockerd takes `--gpus`. It can be told to fail.
+
+        Returns its folder.
+        """
+        folder = self.directory / "hooks"
+        folder.mkdir(exist_ok=True)
+        hook = folder / "nvidia-container-runtime-hook"
+        hook.write_text(
+            '#!/bin/sh\nwhile [ -e "$0.hang" ]; do sleep 0.05; done\n'
+            'if [ -e "$0.fail" ]; then echo "nvidia-container-cli: driver not loaded" >&2; exit 1; fi\n'
+        )
+        hook.chmod(0o755)
+        return folder
+
+    @contextmanager
+    def hook(self, what: str) -> Iterator[None]:
+        """Meanwhile the hook of every container that asks for a GPU will "hang" or "fail"."""
+        told = self.directory / "hooks" / f"nvidia-container-runtime-hook.{what}"
+        told.touch()
+        try:
+            yield
+        finally:
+            told.unlink()
+
     # --- what it runs ------------------------------------------------------------------------------------------------
 
     def shim_pid(self, container_id: str) -> int:
@@ -156,11 +210,10 @@ def cmdline(pid: int) -> list[str]:
 
 
 @contextmanager
-def own_dockerd(claim: Callable[[str], bool], path: str = "") -> Iterator[Engine]:
+def own_dockerd(claim: Callable[[str], bool]) -> Iterator[Engine]:
     """A running Engine in a temporary directory; afterwards its containers, processes, mounts and files are gone.
 
     `claim(name)` says whether a name is this run's for as long as it lives, so that two runs choose two subnets.
-    `path` goes before PATH: a runtime hook there is registered by dockerd when it starts.
     """
     for word in ("dockerd", "runc", "ip"):
         if shutil.which(word) is None:
@@ -170,7 +223,7 @@ def own_dockerd(claim: Callable[[str], bool], path: str = "") -> Iterator[Engine
     bridge, subnet = add_bridge(claim)
     # Not pytest's tmp_path: a Unix socket's path is limited to 107 bytes, and pytest keeps its folders.
     directory = Path(tempfile.mkdtemp(prefix="chatglm-ha-"))
-    engine = Engine(directory, bridge, subnet, f"{path}:{os.environ['PATH']}" if path else os.environ["PATH"])
+    engine = Engine(directory, bridge, subnet)
     try:
         engine.start()
         yield engine
@@ -186,6 +239,7 @@ def end(engine: Engine) -> None:
         engine.remove_everything()
     finally:
         engine.stop()
+        engine.stop_containerd()
         for pid in engine.own_pids():
             os.kill(pid, signal.SIGKILL)
         subprocess.run(["ip", "link", "delete", engine.bridge], check=True)

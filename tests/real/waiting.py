@@ -6,11 +6,17 @@ import asyncio
 import inspect
 import time
 from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from typing import TypeVar, cast, overload
 
 T = TypeVar("T")
 
 
+@overload
+async def eventually(
+    condition: Callable[[], Awaitable[T]], what: str = "", within: float = 10.0, every: float = 0.01
+) -> T: ...
+@overload
+async def eventually(condition: Callable[[], T], what: str = "", within: float = 10.0, every: float = 0.01) -> T: ...
 async def eventually(
     condition: Callable[[], T] | Callable[[], Awaitable[T]], what: str = "", within: float = 10.0, every: float = 0.01
 ) -> T:
@@ -20,6 +26,6 @@ async def eventually(
         said = condition()
         value = await said if inspect.isawaitable(said) else said
         if value:
-            return value
+            return cast(T, value)
         assert time.monotonic() < deadline, f"not within {within} s: {what or condition}; the last answer was {value!r}"
         await asyncio.sleep(every)

@@ -212,11 +212,11 @@ class Server:
         if time.monotonic() < self.loaded_at or self.mode.name == "loading":
             return await respond(writer, 503, {"status": "loading", "name": self.name}, keep)
         if self.mode.name == "sick":
-            said = {"status": "unhealthy", "reason": self.mode.reason, "name": self.name}
-            return await respond(writer, 503, said, keep)
+            sick = {"status": "unhealthy", "reason": self.mode.reason, "name": self.name}
+            return await respond(writer, 503, sick, keep)
         if self.health_form == "opaque":
             return await respond_text(writer, 200, "fine\n", keep)
-        said = {"status": "healthy", "model": "standin", "name": self.name}
+        said: dict[str, Any] = {"status": "healthy", "model": "standin", "name": self.name}
         if self.health_form == "progress":
             said |= {"progress": self.work.progress()}
         return await respond(writer, 200, said, keep)
