@@ -76,6 +76,15 @@ with_no_service_started() {
   trap - EXIT
 }
 
+python_is_to_be_had() {
+  [ -n "$(find_python)" ] || ! command -v python3 >/dev/null || apt-cache show python3.11-venv >/dev/null 2>&1
+}
+
+no_python() {
+  fail "Python 3.11 or newer is needed; python3 here is $(python3 -V 2>&1 | cut -d' ' -f2)" \
+    "Debian 12 and Ubuntu 22.04 are the first that have one; elsewhere put one on the PATH, then type 'make $purpose' again"
+}
+
 install_packages() {
   local packages
   packages=$(missing_packages | sort -u | tr '\n' ' ')
@@ -84,13 +93,15 @@ install_packages() {
   command -v apt-get >/dev/null ||
     fail "'make $purpose' needs these programs (Debian's package names): $packages" \
       "install them with this machine's package manager, then type 'make $purpose' again"
+  [ "$(id -u)" = 0 ] || python_is_to_be_had || no_python
   [ "$(id -u)" = 0 ] ||
     fail "'make $purpose' needs system packages that are missing here; install them, then type it again:" \
       "    sudo apt-get update && sudo apt-get install --no-install-recommends $packages"
-  say "installing $packages"
   export DEBIAN_FRONTEND=noninteractive
   apt-get update -q >/dev/null || say "apt-get update failed; going on with the package lists that are here"
+  python_is_to_be_had || no_python
   packages=$(missing_packages | sort -u | tr '\n' ' ') # the lists may have changed a name
+  say "installing $packages"
   # shellcheck disable=SC2086 # one word for each package
   with_no_service_started apt-get install -q -y --no-install-recommends --no-upgrade $packages >/dev/null
   case " $packages" in
@@ -107,7 +118,7 @@ install_venv() {
   if [ "$(cat "$stamp" 2>/dev/null)" = "$key" ] && usable .venv/bin/python; then return; fi
 
   python=$(find_python)
-  [ -n "$python" ] || fail "Python 3.11 or newer is needed; python3 here is $(python3 -V 2>&1 || echo missing)"
+  [ -n "$python" ] || no_python
   say "installing Python packages into .venv ($extras); the first time this takes minutes"
   if ! usable .venv/bin/python || ! head -n 1 .venv/bin/pip | grep -qF "$(pwd -P)/.venv/"; then
     "$python" -m venv --clear .venv

@@ -28,7 +28,8 @@ A value comes from the first of these that gives it:
 4. the default.
 
 Times are seconds. Paths are absolute; one that begins with `./` is relative to where the daemon is started. Addresses
-are `host:port`, the host an IPv4 address or a name.
+are `host:port`, the host an IPv4 address or a name; `nginx.listen` may also be a port alone (every IPv4 address) or
+`[IPv6]:port`.
 
 ## Mistakes
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from ipaddress import AddressValueError, IPv4Address
+from ipaddress import AddressValueError, IPv4Address, IPv6Address
 from pathlib import Path
 
 from hasupervisor.model import Address
@@ -17,6 +17,7 @@ _HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9_.-]*[A-Za-z0-9])?")
 _NAME = re.compile(r"[a-z0-9][a-z0-9-]*")
 _SIZE = re.compile(r"[1-9][0-9]*[bkmg]?")
 _PLACEHOLDER = re.compile(r"\{[a-z_]+\}")
+_IPV6 = re.compile(r"\[(?P<host>[^\[\]]*)\]:(?P<port>.*)")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
@@ -152,7 +153,12 @@ def address(text: str) -> Address:
 
 
 def listen(text: str) -> Address:
-    """host:port, or a port on every address."""
+    """host:port, [IPv6]:port, or a port on every IPv4 address. An IPv6 host keeps its brackets, as nginx writes it."""
+    if six := _IPV6.fullmatch(text):
+        try:
+            return Address(f"[{IPv6Address(six['host'])}]", _port(text, six["port"]))
+        except AddressValueError:
+            raise ValueError(f"{toml(text)}: {toml(six['host'])} is not an IPv6 address") from None
     if ":" not in text:
         return Address(ANY_HOST, _port(text, text))
     if text.startswith("*:"):

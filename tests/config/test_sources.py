@@ -59,6 +59,8 @@ def test_the_command_line_wins_over_the_environment_and_that_over_the_file(file:
         ("CHATGLM_HA_AUTOSCALE__ENABLED", "false", "autoscale.enabled", False),
         ("CHATGLM_HA_NGINX__LISTEN", "9000", "nginx.listen", Address("0.0.0.0", 9000)),
         ("CHATGLM_HA_NGINX__LISTEN", "127.0.0.1:9000", "nginx.listen", Address("127.0.0.1", 9000)),
+        ("CHATGLM_HA_NGINX__LISTEN", "*:9000", "nginx.listen", Address("0.0.0.0", 9000)),
+        ("CHATGLM_HA_NGINX__LISTEN", "[::]:9000", "nginx.listen", Address("[::]", 9000)),
         ("CHATGLM_HA_DOCKER__IMAGE", '"quoted:1"', "docker.image", "quoted:1"),
         ("CHATGLM_HA_DOCKER__IMAGE", "plain:1", "docker.image", "plain:1"),
         ("CHATGLM_HA_SERVICE__NAME", "true", "service.name", "true"),

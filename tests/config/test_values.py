@@ -176,6 +176,11 @@ MISTAKES: list[tuple[str, str, list[str]]] = [
         ['2: nginx.listen: "127.0.0.1:http": "http" is not a port (1 to 65535)'],
     ),
     (
+        "no IPv6 address",
+        '[nginx]\nlisten = "[::g]:80"\n',
+        ['2: nginx.listen: "[::g]:80": "::g" is not an IPv6 address'],
+    ),
+    (
         "IPv6",
         '[http]\nlisten = "[::1]:9180"\n',
         ['2: http.listen: "[::1]:9180": IPv6 is not supported here; write an IPv4 address or a name, host:port'],
