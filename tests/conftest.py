@@ -1,10 +1,15 @@
-"""Runs the tests quick to slow, so that a mistake shows in seconds and the long drills come last."""
+"""Runs the tests quick to slow, so that a mistake shows in seconds and the long drills come last; settles hypothesis."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+# A property holds or does not, however busy the machine is that checks it. What fails can be repeated from its print.
+settings.register_profile("project", deadline=None, print_blob=True, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("project")
 
 # Folders that build, or start real daemons, engines and containers. Every other folder is quick and comes first.
 SLOW = ("packaging", "model_api", "runtimes", "real", "system")
