@@ -1,0 +1,1 @@
+"""A simulated host around the real loop: virtual time, random faults, and the invariants of the design."""

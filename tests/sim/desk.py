@@ -1,0 +1,81 @@
+"""The operator's commands, put into the loop as the control socket's handler puts them; and what people want, kept."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from hasupervisor.loop import Loop
+from hasupervisor.model import Note, Operation, OperationKind, OperationState, Pause, Wants
+
+WHO = "operator (uid 1000)"
+
+
+class Desk:
+    """Takes commands while a daemon lives. `wants` is the truth about what people last asked for."""
+
+    def __init__(self, wants: Wants) -> None:
+        self.wants = wants
+        self._count = 0
+
+    def scale(self, loop: Loop, count: int, now: float, wall: float) -> None:
+        wants = replace(loop.wants, desired=count, mode="manual")
+        self._want(loop, wants, f"{count} wanted")
+        self._supersede(loop, OperationKind.SCALE, wall)
+        self._begin(loop, OperationKind.SCALE, (), count, now, wall)
+
+    def restart(self, loop: Loop, names: tuple[str, ...], now: float, wall: float) -> None:
+        self._supersede(loop, OperationKind.RESTART, wall)
+        self._begin(loop, OperationKind.RESTART, names, len(names), now, wall)
+
+    def drain(self, loop: Loop, name: str, now: float, wall: float) -> None:
+        wants = replace(loop.wants, drained=loop.wants.drained | {name})
+        self._want(loop, wants, f"{name} is to be drained")
+        self._supersede(loop, OperationKind.UNDRAIN, wall, name)
+        self._begin(loop, OperationKind.DRAIN, (name,), 1, now, wall)
+
+    def undrain(self, loop: Loop, name: str, now: float, wall: float) -> None:
+        wants = replace(loop.wants, drained=loop.wants.drained - {name})
+        self._want(loop, wants, f"{name} is to serve again")
+        self._supersede(loop, OperationKind.DRAIN, wall, name)
+        self._begin(loop, OperationKind.UNDRAIN, (name,), 1, now, wall)
+
+    def pause(self, loop: Loop, seconds: float | None, wall: float) -> None:
+        pause = Pause(WHO, wall, "maintenance", None if seconds is None else wall + seconds)
+        self._want(loop, replace(loop.wants, pause=pause), "paused")
+
+    def resume(self, loop: Loop) -> None:
+        self._want(loop, replace(loop.wants, pause=None), "resumed")
+
+    def cancel(self, loop: Loop, wall: float) -> None:
+        """Cancels whatever runs; what is done already stays done."""
+        for operation in loop.operations:
+            if operation.state is OperationState.RUNNING:
+                self._stop(loop, operation, f"cancelled by {WHO}", wall)
+
+    def time_passes(self, wall: float) -> None:
+        """A pause may have run out: the loop ends it by itself."""
+        pause = self.wants.pause
+        if pause is not None and pause.until_wall is not None and wall >= pause.until_wall:
+            self.wants = replace(self.wants, pause=None)
+
+    def _want(self, loop: Loop, wants: Wants, sentence: str) -> None:
+        self.wants = wants
+        loop.want(wants, Note("service", "command", sentence, by=WHO))
+
+    def _supersede(self, loop: Loop, kind: OperationKind, wall: float, name: str | None = None) -> None:
+        for operation in loop.operations:
+            ours = operation.kind is kind and (name is None or name in operation.targets)
+            if ours and operation.state is OperationState.RUNNING:
+                self._stop(loop, operation, "superseded by a later command", wall)
+
+    def _stop(self, loop: Loop, operation: Operation, sentence: str, wall: float) -> None:
+        ended = replace(operation, state=OperationState.CANCELLED, sentence=sentence, ended_wall=wall)
+        loop.replace_operation(ended)
+
+    def _begin(
+        self, loop: Loop, kind: OperationKind, targets: tuple[str, ...], total: int, now: float, wall: float
+    ) -> None:
+        self._count += 1
+        records = loop.records()
+        before = tuple((name, records[name].restarts) for name in targets if name in records)
+        loop.begin(Operation(f"op-{self._count}", kind, WHO, now, wall, targets, total, before=before))

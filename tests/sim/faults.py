@@ -1,0 +1,310 @@
+"""The faults and commands of a random schedule: each a function that does it to the host and says so."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from hasupervisor.model import Miss, Phase
+from tests.sim.host import Host
+from tests.sim.lives import Life, Mode
+
+Fault = Callable[[Host], None]
+
+LIES = (Miss.SILENT, Miss.CONNECT_TIMEOUT, Miss.BROKEN, Miss.ERROR_STATUS, Miss.REFUSED)
+
+
+def _one(host: Host) -> Life | None:
+    """Somebody who runs, or nobody."""
+    running = [life for life in host.lives() if life.phase is Phase.RUNNING and not life.stuck]
+    return host.rng.choice(running) if running else None
+
+
+def _later(host: Host, low: float, high: float, undo: Callable[[], None]) -> float:
+    seconds = host.rng.uniform(low, high)
+    host.engine.after(seconds, undo)
+    return seconds
+
+
+def crash(host: Host) -> None:
+    if (life := _one(host)) is not None:
+        code, oom = host.rng.choice(((1, False), (-9, False), (-9, True), (-11, False), (139, False)))
+        host.tell(f"FAULT {life.name} crashes")
+        life.exit(code, oom=oom)
+
+
+def crash_all(host: Host) -> None:
+    host.tell("FAULT everybody is killed at once")
+    for life in host.lives():
+        host.engine.after(host.rng.uniform(0.0, 0.05), lambda life=life: life.exit(-9))  # type: ignore[misc]
+
+
+def crash_loop(host: Host) -> None:
+    if (life := _one(host)) is not None:
+        loading, seconds = host.rng.random() < 0.5, host.rng.uniform(20.0, 900.0)
+        host.tell(f"FAULT {life.name} crashes for {seconds:.0f} s, {'while it loads' if loading else 'after a while'}")
+        host.dockerd.crashes[life.name] = (host.engine.now + seconds, loading)
+        life.exit(1)
+
+
+def bad_image(host: Host) -> None:
+    """Every new life crashes: of one name, or of all."""
+    seconds = host.rng.uniform(20.0, 300.0)
+    host.tell(f"FAULT new lives crash while they load, for {seconds:.0f} s")
+    for number in range(1, 9):
+        host.dockerd.crashes[f"sim-{number:02d}"] = (host.engine.now + seconds, True)
+
+
+def _fall_ill(host: Host, mode: Mode, low: float, high: float, forever: float) -> None:
+    life = _one(host)
+    if life is None:
+        return
+    life.become(mode)
+    if host.rng.random() < forever:
+        host.tell(f"FAULT {life.name} is {mode} for good")
+        return
+    seconds = _later(host, low, high, lambda: life.become(Mode.FINE) if life.mode is mode else None)
+    host.tell(f"FAULT {life.name} is {mode} for {seconds:.1f} s")
+
+
+def freeze(host: Host) -> None:
+    _fall_ill(host, Mode.FROZEN, 0.5, 90.0, forever=0.5)
+
+
+def freeze_two(host: Host) -> None:
+    freeze(host)
+    freeze(host)
+
+
+def wedge(host: Host) -> None:
+    _fall_ill(host, Mode.WEDGED, 5.0, 120.0, forever=0.6)
+
+
+def sicken(host: Host) -> None:
+    _fall_ill(host, Mode.SICK, 0.5, 60.0, forever=0.5)
+
+
+def poison(host: Host) -> None:
+    _fall_ill(host, Mode.ERRING, 5.0, 120.0, forever=0.7)
+
+
+def slow_down(host: Host) -> None:
+    """One of them, or all, take longer for everything; never so long that it could be called a hang."""
+    factor = host.rng.uniform(1.5, 4.0)
+    lives = host.lives() if host.rng.random() < 0.4 else [life for life in [_one(host)] if life is not None]
+    for life in lives:
+        life.slow = factor
+
+    def recover() -> None:
+        for life in lives:
+            life.slow = 1.0
+
+    seconds = _later(host, 10.0, 120.0, recover)
+    host.tell(f"FAULT {', '.join(life.name for life in lives)} {factor:.1f} times slower for {seconds:.0f} s")
+
+
+def lie_about_one(host: Host) -> None:
+    if (life := _one(host)) is not None:
+        life.lie, life.bad_at = host.rng.choice(LIES), host.engine.now
+
+        def stop() -> None:
+            life.lie, life.bad_at = None, host.engine.now
+
+        seconds = _later(host, 1.0, 60.0, stop)
+        host.tell(f"FAULT health questions to {life.name} fail ({life.lie}) for {seconds:.1f} s")
+
+
+def lie_about_all(host: Host) -> None:
+    miss, seconds = host.rng.choice(LIES), host.rng.uniform(3.0, 300.0)
+    host.tell(f"FAULT all health questions fail ({miss}) for {seconds:.0f} s")
+    host.dockerd.lie(miss, seconds)
+
+
+def dockerd_down(host: Host) -> None:
+    seconds = host.rng.choice((host.rng.uniform(0.5, 8.0), host.rng.uniform(8.0, 120.0)))
+    host.tell(f"FAULT dockerd does not answer for {seconds:.1f} s")
+    host.dockerd.down_until = max(host.dockerd.down_until, host.engine.now + seconds)
+
+
+def lose_events(host: Host) -> None:
+    seconds = host.rng.uniform(10.0, 120.0)
+    host.tell(f"FAULT dockerd's events are lost for {seconds:.0f} s")
+    host.dockerd.late_until = host.engine.now + seconds
+
+
+def stick(host: Host) -> None:
+    """A process in D state: frozen, and no signal ends it."""
+    if (life := _one(host)) is not None:
+        life.become(Mode.FROZEN)
+        life.stuck = True
+        if host.rng.random() < 0.6:
+            seconds = _later(host, 20.0, 400.0, lambda: host.dockerd.let_go(life))
+            host.tell(f"FAULT {life.name} is stuck in the kernel for {seconds:.0f} s")
+        else:
+            host.tell(f"FAULT {life.name} is stuck in the kernel")
+
+
+def refuse_starts(host: Host) -> None:
+    name, seconds = f"sim-{host.rng.randint(1, 4):02d}", host.rng.uniform(10.0, 400.0)
+    host.tell(f"FAULT {name} cannot be started for {seconds:.0f} s")
+    host.dockerd.launch_fails[name] = host.engine.now + seconds
+    if name in host.dockerd.lives:
+        host.dockerd.lives[name].exit(1)
+
+
+def slow_loads(host: Host) -> None:
+    seconds, factor = host.rng.uniform(20.0, 200.0), host.rng.uniform(2.0, 30.0)
+    host.tell(f"FAULT models load {factor:.0f} times slower for {seconds:.0f} s")
+    host.dockerd.slow_load, host.dockerd.slow_load_until = factor, host.engine.now + seconds
+
+
+def break_nginx(host: Host) -> None:
+    seconds = host.rng.uniform(1.0, 90.0)
+    host.tell(f"FAULT nginx's configuration is broken for {seconds:.0f} s")
+    host.nginx.broken_until = host.engine.now + seconds
+
+
+def deafen_nginx(host: Host) -> None:
+    seconds = host.rng.uniform(1.0, 60.0)
+    host.tell(f"FAULT reloads of nginx have no effect for {seconds:.0f} s")
+    host.nginx.deaf_until = host.engine.now + seconds
+
+
+def spike(host: Host) -> None:
+    rate, seconds = 3.0 * host.users_rate, host.rng.uniform(5.0, 30.0)
+    host.tell(f"FAULT {rate:.1f} requests per second for {seconds:.0f} s")
+    host.users.come(rate, seconds)
+
+
+def blind(host: Host) -> None:
+    """The kernel's table of connections cannot be read."""
+    seconds = host.rng.uniform(2.0, 60.0)
+    host.tell(f"FAULT what is in flight cannot be counted for {seconds:.0f} s")
+    host.blind_until = host.engine.now + seconds
+    if host.daemon is not None:
+        host.daemon.log.blind_until = host.blind_until
+
+
+def remove_by_hand(host: Host) -> None:
+    if (life := _one(host)) is not None:
+        host.tell(f"FAULT somebody types docker rm -f {life.name}")
+        host.dockerd.remove(life)
+
+
+def pause_by_hand(host: Host) -> None:
+    if (life := _one(host)) is not None:
+        life.freeze(frozen=True)
+        seconds = _later(host, 1.0, 60.0, lambda: life.freeze(frozen=False))
+        host.tell(f"FAULT somebody types docker pause {life.name}, for {seconds:.0f} s")
+
+
+def take_ports(host: Host) -> None:
+    ports = frozenset(host.rng.sample(range(8000, 8006), 3))
+    host.tell(f"FAULT somebody listens on ports {sorted(ports)}")
+    host.dockerd.taken_ports = ports - {life.address.port for life in host.lives()}
+
+
+def kill_daemon(host: Host) -> None:
+    host.kill_daemon()
+    host.engine.after(host.rng.choice((0.3, 1.0, 5.0, host.rng.uniform(1.0, 60.0))), host.start_daemon)
+
+
+def kill_daemon_often(host: Host) -> None:
+    for _ in range(host.rng.randint(2, 5)):
+        host.engine.after(host.rng.uniform(0.0, 30.0), lambda: kill_daemon(host))
+
+
+FAULTS: tuple[tuple[Fault, float], ...] = (
+    (crash, 3.0),
+    (crash_all, 0.7),
+    (crash_loop, 1.0),
+    (bad_image, 0.4),
+    (freeze, 2.0),
+    (freeze_two, 0.7),
+    (wedge, 1.2),
+    (sicken, 1.2),
+    (poison, 1.0),
+    (slow_down, 1.0),
+    (lie_about_one, 1.5),
+    (lie_about_all, 1.5),
+    (dockerd_down, 2.0),
+    (lose_events, 0.7),
+    (stick, 0.6),
+    (refuse_starts, 0.8),
+    (slow_loads, 0.7),
+    (break_nginx, 1.0),
+    (deafen_nginx, 0.7),
+    (spike, 1.5),
+    (blind, 0.7),
+    (remove_by_hand, 0.7),
+    (pause_by_hand, 0.7),
+    (take_ports, 0.4),
+    (kill_daemon, 2.0),
+    (kill_daemon_often, 0.4),
+)
+
+
+# --- commands -----------------------------------------------------------------------------------------------------
+
+
+def _names(host: Host) -> tuple[str, ...]:
+    return tuple(sorted(host.daemon.loop.records())) if host.daemon is not None else ()
+
+
+def scale(host: Host) -> None:
+    if host.daemon is not None:
+        count = host.rng.randint(1, 5)
+        host.tell(f"COMMAND scale {count}")
+        host.desk.scale(host.daemon.loop, count, host.engine.now, host.wall())
+
+
+def restart(host: Host) -> None:
+    names = _names(host)
+    if host.daemon is not None and names:
+        chosen = names if host.rng.random() < 0.4 else (host.rng.choice(names),)
+        host.tell(f"COMMAND restart {' '.join(chosen)}")
+        host.desk.restart(host.daemon.loop, chosen, host.engine.now, host.wall())
+
+
+def drain(host: Host) -> None:
+    names = _names(host)
+    if host.daemon is not None and names:
+        name = host.rng.choice(names)
+        host.tell(f"COMMAND drain {name}")
+        host.desk.drain(host.daemon.loop, name, host.engine.now, host.wall())
+
+
+def undrain(host: Host) -> None:
+    if host.daemon is not None and host.desk.wants.drained:
+        name = host.rng.choice(sorted(host.desk.wants.drained))
+        host.tell(f"COMMAND undrain {name}")
+        host.desk.undrain(host.daemon.loop, name, host.engine.now, host.wall())
+
+
+def pause(host: Host) -> None:
+    if host.daemon is not None:
+        seconds = host.rng.choice((None, host.rng.uniform(5.0, 120.0)))
+        host.tell("COMMAND pause" + (f" --for {seconds:.0f}" if seconds is not None else ""))
+        host.desk.pause(host.daemon.loop, seconds, host.wall())
+
+
+def resume(host: Host) -> None:
+    if host.daemon is not None and host.desk.wants.pause is not None:
+        host.tell("COMMAND resume")
+        host.desk.resume(host.daemon.loop)
+
+
+def cancel(host: Host) -> None:
+    if host.daemon is not None:
+        host.tell("COMMAND cancel")
+        host.desk.cancel(host.daemon.loop, host.wall())
+
+
+COMMANDS: tuple[tuple[Fault, float], ...] = (
+    (scale, 2.0),
+    (restart, 2.0),
+    (drain, 1.0),
+    (undrain, 1.0),
+    (pause, 0.7),
+    (resume, 0.7),
+    (cancel, 0.5),
+)

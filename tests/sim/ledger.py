@@ -1,0 +1,140 @@
+"""What the checks remember of the truth: failures by name, who is disturbed, how long something has lasted."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Hashable
+from dataclasses import dataclass, field
+
+from hasupervisor.model import Cause, OperationKind, OperationState, Step, StepKind
+from tests.sim.host import Daemon, Host
+from tests.sim.lives import Life
+
+
+@dataclass(slots=True)
+class Tries:
+    """The failed lives of one name, by the truth, since a person last forgave them."""
+
+    failures: list[float] = field(default_factory=list)
+    served_before: bool = False  # the last of them had answered somebody well
+    served_at: float = float("-inf")  # when one of its lives was last routed and able
+
+    def counted(self, now: float, window: float) -> int:
+        """How many the supervisor must reckon with at least: those of the window, and all since it last served."""
+        lately = sum(now - at < window - 1.0 for at in self.failures)
+        since = sum(at > self.served_at for at in self.failures)
+        return max(lately, since)
+
+
+class Ledger:
+    """Kept up to date at every cycle and step."""
+
+    def __init__(self, host: Host) -> None:
+        self.host = host
+        self.tries: dict[str, Tries] = defaultdict(Tries)
+        self.disturbed: set[str] = set()
+        self.everybody_lied_about_since: float | None = None
+        self.routed_when_lies_began: frozenset[str] = frozenset()
+        self.restarted_in_common_cause: set[str] = set()
+        self.served_at_start: frozenset[str] = frozenset()
+        self._counted: set[str] = set()
+        self._since: dict[Hashable, float] = {}
+
+    def lasting(self, what: Hashable, holds: bool, now: float) -> float:
+        """Seconds for which `what` has held without a break, as far as it was looked at."""
+        if not holds:
+            self._since.pop(what, None)
+            return 0.0
+        return now - self._since.setdefault(what, now)
+
+    def cause(self, daemon: Daemon, step: Step) -> Cause:
+        """Why the instance of this step is ended; what nobody asked for is healing."""
+        record = daemon.loop.records().get(step.name)
+        return record.leaving.cause if record is not None and record.leaving is not None else Cause.HEAL
+
+    def unknown(self, daemon: Daemon, life: Life) -> bool:
+        """Whether the daemon cannot know of this life: dockerd or somebody else made it behind its back."""
+        listed = {fact.runtime_id for fact in daemon.picture.view().facts}
+        return life.late and life.runtime_id not in listed
+
+    # --- what happens ------------------------------------------------------------------------------------------------
+
+    def started(self) -> None:
+        """A daemon has started: waiting begins anew."""
+        self._since.clear()
+        live = self.host.nginx.disk
+        self.served_at_start = frozenset(
+            life.runtime_id for life in self.host.lives() if life.able and life.proven and life.address in live
+        )
+
+    def stepped(self, daemon: Daemon, step: Step) -> None:
+        """After the checks of this step."""
+        life = self.host.dockerd.lives.get(step.name)
+        ends = step.kind in (StepKind.STOP, StepKind.KILL)
+        if ends and life is not None and life.alive and life.runtime_id == step.runtime_id:
+            if self.cause(daemon, step) is Cause.HEAL:
+                self._failed(life)
+                if life.able and step.kind is StepKind.STOP:
+                    self.disturbed.add(step.name)
+                if self.everybody_lied_about_since is not None:
+                    self.restarted_in_common_cause.add(step.name)
+            self._counted.add(life.runtime_id)
+
+    def launch_failed(self, name: str) -> None:
+        tries = self.tries[name]
+        tries.failures.append(self.host.engine.now)
+        tries.served_before = False
+
+    def cycled(self, daemon: Daemon) -> None:
+        """Before the checks of this cycle."""
+        records = daemon.loop.records()
+        for life in self.host.dockerd.lives.values():
+            if life.able and life.address in self.host.nginx.live and life.proven:
+                self.tries[life.name].served_at = self.host.engine.now
+            if life.exit_code is not None and life.runtime_id not in self._counted:
+                record = records.get(life.name)
+                if record is not None and record.leaving is None and record.ended == life.runtime_id:
+                    self._failed(life)
+                self._counted.add(life.runtime_id) if record is not None and record.ended == life.runtime_id else None
+        for name in [name for name in self.tries if name not in records]:
+            del self.tries[name]
+        for operation in daemon.loop.operations:
+            if operation.kind is OperationKind.RESTART and operation.state is OperationState.RUNNING:
+                for name in operation.targets[:1]:
+                    self.tries.pop(name, None)
+        self.disturbed = {name for name in self.disturbed if self._still_out(daemon, name)}
+        self._lies()
+
+    def _failed(self, life: Life) -> None:
+        if life.runtime_id in self._counted:
+            return
+        self._counted.add(life.runtime_id)
+        tries = self.tries[life.name]
+        tries.failures.append(self.host.engine.now)
+        tries.served_before = life.proven
+
+    def _still_out(self, daemon: Daemon, name: str) -> bool:
+        record, life = daemon.loop.records().get(name), self.host.dockerd.lives.get(name)
+        if record is None or record.parked_at is not None or name in daemon.loop.wants.drained:
+            return False
+        if record.leaving is not None and record.leaving.cause is not Cause.HEAL:
+            return False
+        return life is None or not (life.able and life.address in self.host.nginx.live and record.leaving is None)
+
+    def _lies(self) -> None:
+        """Follows a fault that makes all probes fail although everybody serves."""
+        dockerd, now = self.host.dockerd, self.host.engine.now
+        if now >= dockerd.lies_until:
+            self.everybody_lied_about_since = None
+            self.restarted_in_common_cause.clear()
+            return
+        routed = [life for life in self.host.lives() if life.able and life.address in self.host.nginx.live]
+        if self.everybody_lied_about_since is None and dockerd.lies_since != float("-inf"):
+            if len(routed) < 2 or now - dockerd.lies_since > 2.0:
+                return
+            self.everybody_lied_about_since = dockerd.lies_since
+            self.routed_when_lies_began = frozenset(life.runtime_id for life in routed)
+        first = [life for life in self.host.lives() if life.runtime_id in self.routed_when_lies_began and life.able]
+        if len(first) + len(self.restarted_in_common_cause) < max(2, len(self.routed_when_lies_began)):
+            self.everybody_lied_about_since = None  # something else is wrong as well
+            dockerd.lies_since = float("-inf")

@@ -1,0 +1,108 @@
+"""Runs one seed with all invariants watching; a violation tells its seed, its time and what led to it."""
+
+from __future__ import annotations
+
+import multiprocessing
+import time
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from hasupervisor.model import Plan, Step
+from tests.sim.host import Daemon, Host, Watch
+from tests.sim.invariants import EVERY_CYCLE, EVERY_STEP, Moment
+from tests.sim.ledger import Ledger
+from tests.sim.schedule import Schedule, random_host
+from tests.sim.users import Request
+
+
+class Violation(Exception):
+    """An invariant does not hold."""
+
+
+class Judge(Watch):
+    """Checks every invariant at every cycle and every step."""
+
+    def __init__(self, host: Host) -> None:
+        self.host = host
+        self.ledger = Ledger(host)
+        self.lost: Counter[str] = Counter()
+        self._plan: Plan | None = None
+
+    def started(self, daemon: Daemon) -> None:
+        self.ledger.started()
+
+    def cycled(self, daemon: Daemon, plan: Plan) -> None:
+        self._plan = plan
+        self.ledger.cycled(daemon)
+        moment = Moment(self.host, self.ledger, daemon, plan)
+        for sentence, check in EVERY_CYCLE:
+            for wrong in check(moment):
+                self.fault(sentence, wrong)
+
+    def stepped(self, daemon: Daemon, step: Step) -> None:
+        moment = Moment(self.host, self.ledger, daemon, self._plan or daemon.loop.latest)  # type: ignore[arg-type]
+        for sentence, check in EVERY_STEP:
+            for wrong in check(moment, step):
+                self.fault(sentence, wrong)
+        self.ledger.stepped(daemon, step)
+
+    def failed(self, request: Request, how: str) -> None:
+        self.lost[how] += 1
+
+    def fault(self, sentence: str, wrong: str) -> None:
+        host = self.host
+        last = "\n".join(host.events)
+        raise Violation(
+            f"{last}\n\nseed {host.seed}, {host.hours:.2f} simulated hours in (t = {host.engine.now:.3f}):\n"
+            f"  {wrong}\n  against invariant {sentence}\n"
+            f"  replay: python -m tests.sim {host.seed} --hours {host.hours + 0.01:.2f} -v"
+        )
+
+
+@dataclass
+class Result:
+    """What one seed has shown."""
+
+    seed: int
+    hours: float = 0.0
+    cycles: int = 0
+    steps: int = 0
+    episodes: int = 0
+    answered: int = 0
+    failed: int = 0
+    injected: Counter[str] = field(default_factory=Counter)
+    seconds: float = 0.0
+    violation: str | None = None
+
+
+def run_seed(seed: int, hours: float, *, verbose: bool = False) -> Result:
+    """One seed, for so many simulated hours or until a violation; defects that raise are violations too."""
+    began = time.perf_counter()
+    host = random_host(seed, verbose=verbose)
+    host.watch = judge = Judge(host)
+    schedule = Schedule(host)
+    violation: str | None = None
+    try:
+        schedule.run(hours)
+    except Violation as error:
+        violation = str(error)
+    fate = host.users.fate
+    return Result(
+        seed=seed,
+        hours=host.hours,
+        cycles=host.cycles,
+        steps=host.steps,
+        episodes=schedule.episodes,
+        answered=fate.answered,
+        failed=sum(judge.lost.values()),
+        injected=schedule.injected,
+        seconds=time.perf_counter() - began,
+        violation=violation,
+    )
+
+
+def run_seeds(seeds: Iterable[int], hours: float, processes: int = 2) -> list[Result]:
+    """Many seeds over the cores; the results in the order of the seeds."""
+    with multiprocessing.get_context("fork").Pool(processes) as pool:
+        return pool.starmap(run_seed, [(seed, hours) for seed in seeds], chunksize=1)
