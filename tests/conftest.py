@@ -1,4 +1,4 @@
-"""Runs the tests quick to slow, so that a mistake shows in seconds and the long drills come last; settles hypothesis."""
+"""Runs the tests quick to slow, so that a mistake shows in seconds and long drills come last; settles hypothesis."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ settings.register_profile("project", deadline=None, print_blob=True, suppress_he
 settings.load_profile("project")
 
 # Folders that build, or start real daemons, engines and containers. Every other folder is quick and comes first.
-SLOW = ("packaging", "model_api", "runtimes", "real", "system")
+SLOW = ("packaging", "model", "nginx", "runtimes", "real", "system")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
