@@ -4,16 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from hasupervisor.model import Phase, Policy, Seen, StepKind, Verdict, VerdictKind
+from hasupervisor.model import Phase, Policy, Seen, State, StepKind, Verdict, VerdictKind
 
 
-def is_loading(seen: Seen, verdict: Verdict) -> bool:
-    """Whether this instance takes up the place that starts need: being started, or alive and not proven yet."""
-    if seen.acting == StepKind.START:
+def is_loading(seen: Seen, verdict: Verdict, *, unlisted: bool) -> bool:
+    """Whether this instance takes up the place that starts need: being started, or alive and not proven yet.
+
+    `unlisted`: the runtime's list is older than the last step; what has just been started is not in it.
+    """
+    if seen.acting == StepKind.START or (unlisted and _just_started(seen)):
         return True
     alive = seen.fact is not None and seen.fact.phase is Phase.RUNNING
     never_served = seen.record.serving_since is None and not seen.record.in_rotation
     return alive and never_served and verdict.kind in (VerdictKind.LOADING, VerdictKind.UNKNOWN)
+
+
+def _just_started(seen: Seen) -> bool:
+    if seen.outcomes:
+        return seen.outcomes[-1].step == StepKind.START and seen.outcomes[-1].ok
+    return seen.record.state is State.STARTING
 
 
 def why_no_start(name: str, loading: Mapping[str, bool], policy: Policy) -> str | None:

@@ -110,7 +110,10 @@ def _resume(world: World) -> World:
 
 def _turns(world: World, verdicts: tuple[Verdict, ...], cause: brakes.CommonCause | None) -> list[Turn]:
     pairs = tuple(zip(world.instances, verdicts, strict=True))
-    loading = {seen.record.name: placement.is_loading(seen, verdict) for seen, verdict in pairs}
+    loading = {
+        seen.record.name: placement.is_loading(seen, verdict, unlisted=_list_is_old(seen, world))
+        for seen, verdict in pairs
+    }
     good = frozenset(s.record.name for s, v in pairs if s.record.in_rotation and v.kind in _GOOD)
     disturbed = next((s.record.name for s, _ in pairs if s.record.disturbed_at is not None), None)
     turns: list[Turn] = []
