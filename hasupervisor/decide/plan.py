@@ -185,9 +185,9 @@ def _by_hand(record: Record, world: World) -> bool:
 
 
 def _list_is_old(seen: Seen, world: World) -> bool:
-    acted = max((o.at for o in seen.outcomes), default=seen.record.acted_at)
-    acted = max(acted, seen.record.acted_at)
-    return acted > 0.0 and (world.runtime.listed_at is None or world.runtime.listed_at <= acted)
+    """Whether the list says nothing of this instance yet: there is none, or the last step ended after it was asked."""
+    acted = max([seen.record.acted_at, *(o.at for o in seen.outcomes)])
+    return world.runtime.listed_at is None or world.runtime.listed_at <= acted
 
 
 def _judged(seen: Seen, verdict: Verdict, turn: Turn, world: World) -> Judged:
