@@ -96,6 +96,12 @@ def fail(record: Record, reason: str, gate: Gate, ended: str | None) -> Record:
     )
 
 
+def can_stay(seen: Seen) -> bool:
+    """Whether an instance on its way out may still stay after all: its process lives, and nothing has ended it yet."""
+    alive = seen.fact is not None and seen.fact.phase is Phase.RUNNING and seen.record.ended != seen.fact.runtime_id
+    return alive and seen.acting is None and seen.record.stuck is None
+
+
 def forgive(record: Record) -> Record:
     """A person asked for this instance: earlier failures do not hold it back."""
     return replace(record, failures=(), retry_at=None, parked_at=None)
@@ -133,7 +139,10 @@ def _absent(record: Record, gate: Gate) -> Turn:
     """The runtime has nothing of that name: start it, or say why not."""
     if record.incarnation is not None and record.leaving is None and gate.asleep is None:
         record = fail(record, "was removed by somebody else", gate, ended=record.incarnation)
-    record = replace(record, in_rotation=False, serving_since=None, leaving=None, bad_since=None, incarnation=None)
+    record = replace(record, in_rotation=False, serving_since=None, bad_since=None, incarnation=None)
+    if record.leaving is not None and record.leaving.cause is Cause.SCALE:
+        return Turn(record, State.STOPPING, record.leaving.why)  # the next cycle ends its record
+    record = replace(record, leaving=None)
     if gate.drained:
         return Turn(record, State.PARKED, "drained by hand, stopped")
     if record.parked_at is not None:

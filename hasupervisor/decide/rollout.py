@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from hasupervisor.decide.repair import forgive
+from hasupervisor.decide.repair import can_stay, forgive
 from hasupervisor.model import (
     Cause,
     Leaving,
@@ -85,7 +85,7 @@ def _call_off_restart(world: World, operation: Operation) -> World:
     def unmark(seen: Seen) -> Seen:
         record = seen.record
         mine = record.operation == operation.id and record.leaving is not None
-        if not mine or seen.acting is not None or seen.fact is None:
+        if not mine or not can_stay(seen):
             return seen
         return replace(seen, record=replace(record, leaving=None, operation=None))
 
@@ -98,7 +98,7 @@ def _drain(seen: Seen, world: World) -> Seen:
     if wanted_out and record.leaving is None and seen.fact is not None:
         return replace(seen, record=replace(record, leaving=Leaving(Cause.DRAIN, "drained by hand", since=world.now)))
     leaves_by_hand = record.leaving is not None and record.leaving.cause is Cause.DRAIN
-    if not wanted_out and leaves_by_hand and seen.acting is None and seen.fact is not None:
+    if not wanted_out and leaves_by_hand and can_stay(seen):
         return replace(seen, record=replace(record, leaving=None))
     return seen
 

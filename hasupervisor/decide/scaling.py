@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from hasupervisor.decide.placement import free_name, free_port
+from hasupervisor.decide.repair import can_stay
 from hasupervisor.model import Cause, Leaving, Note, Record, Seen, State, World
 
 
@@ -87,7 +88,7 @@ def _counts(record: Record) -> bool:
 
 def _can_stay_after_all(seen: Seen) -> bool:
     leaving = seen.record.leaving
-    return leaving is not None and leaving.cause is Cause.SCALE and seen.acting is None and seen.fact is not None
+    return leaving is not None and leaving.cause is Cause.SCALE and can_stay(seen)
 
 
 def _number(name: str) -> int:
