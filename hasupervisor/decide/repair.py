@@ -76,7 +76,9 @@ def advance(seen: Seen, verdict: Verdict, gate: Gate) -> Turn:
 
 
 def fail(record: Record, reason: str, gate: Gate, ended: str | None) -> Record:
-    """Counts one failed life: the next try backs off with jitter, or the instance is parked."""
+    """Counts one failed life, once: the next try backs off with jitter, or the instance is parked."""
+    if ended is not None and ended == record.ended:
+        return replace(record, in_rotation=False, serving_since=None, bad_since=None, incarnation=None)
     failures = (*record.failures, gate.now)
     served = record.serving_since is not None
     count = len(failures)
