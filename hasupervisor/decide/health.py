@@ -38,7 +38,7 @@ def judge(seen: Seen, policy: Policy, now: float) -> Verdict:
     proven = seen.record.in_rotation or bool(probe.prompt_ok)
     if probe.failures:
         return _unanswered(fact, probe, seen.traffic, policy, now, proven=proven)
-    return _answered(fact, probe, seen.traffic, policy, now, proven=proven)
+    return _answered(seen, fact, probe, policy, now, proven=proven)
 
 
 def how_it_ended(fact: Fact) -> str:
@@ -72,9 +72,7 @@ def progress_window(traffic: TrafficView, policy: Policy) -> float:
     return max(policy.timeout, 2.0 * traffic.mean_ms / 1000.0 / traffic.in_flight)
 
 
-def _answered(
-    fact: Fact, probe: ProbeView, traffic: TrafficView, policy: Policy, now: float, *, proven: bool
-) -> Verdict:
+def _answered(seen: Seen, fact: Fact, probe: ProbeView, policy: Policy, now: float, *, proven: bool) -> Verdict:
     match probe.said:
         case None:
             return Verdict(VerdictKind.UNKNOWN, "not asked yet")
@@ -86,12 +84,10 @@ def _answered(
                 return Verdict(VerdictKind.SUSPECT, why)
             return Verdict(VerdictKind.SICK, why)
         case Said.HEALTHY:
-            return _healthy(fact, probe, traffic, policy, now, proven=proven)
+            return _healthy(seen, fact, probe, policy, now, proven=proven)
 
 
-def _healthy(
-    fact: Fact, probe: ProbeView, traffic: TrafficView, policy: Policy, now: float, *, proven: bool
-) -> Verdict:
+def _healthy(seen: Seen, fact: Fact, probe: ProbeView, policy: Policy, now: float, *, proven: bool) -> Verdict:
     stalled = _stalled_for(probe, now)
     if stalled is not None and stalled >= policy.hang_after:
         return Verdict(VerdictKind.HUNG, f"answers probes, but its work has not moved for {stalled:.0f} s")
@@ -101,10 +97,10 @@ def _healthy(
         return Verdict(VerdictKind.SUSPECT, f"did not answer a prompt: {probe.prompt_error}; it is asked again")
     if not proven:
         return _loading(fact, policy, now, "answers; its first prompt is still to be answered")
-    if probe.successes < policy.successes:
+    if probe.successes < policy.successes and not seen.record.in_rotation:
         return Verdict(VerdictKind.SUSPECT, f"answers again ({probe.successes} of {policy.successes})")
-    if traffic.in_flight:
-        return Verdict(VerdictKind.SERVING, f"answers, {traffic.in_flight} in flight, progressing")
+    if seen.traffic.in_flight:
+        return Verdict(VerdictKind.SERVING, f"answers, {seen.traffic.in_flight} in flight, progressing")
     return Verdict(VerdictKind.SERVING, "answers, idle")
 
 
