@@ -261,7 +261,7 @@ class Record:
     since: float = 0.0  # in `state` since
     since_wall: float = 0.0
     in_rotation: bool = False  # the decision, kept as it was while the evidence is unknown
-    serving_since: float | None = None
+    serving_since: float | None = None  # this life has served since then, kept while it is suspect
     bad_since: float | None = None  # its process lives, and the verdict has been a bad one since then
     disturbed_at: float | None = None  # healing killed or stopped its living process; None again once that is over
     incarnation: str | None = None  # runtime_id of the life that is lived now

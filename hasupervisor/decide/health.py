@@ -6,7 +6,19 @@ whoever restarts on that alone kills healthy, busy instances at peak, the common
 
 from __future__ import annotations
 
-from hasupervisor.model import Fact, Miss, Phase, Policy, ProbeView, Said, Seen, TrafficView, Verdict, VerdictKind
+from hasupervisor.model import (
+    Fact,
+    Miss,
+    Phase,
+    Policy,
+    ProbeView,
+    Record,
+    Said,
+    Seen,
+    TrafficView,
+    Verdict,
+    VerdictKind,
+)
 
 REFUSED_FOR = 5.0
 """Seconds that a living process must refuse connections before it counts as dead: a restart of dockerd takes its
@@ -35,10 +47,15 @@ def judge(seen: Seen, policy: Policy, now: float) -> Verdict:
     probe = seen.probe
     if probe is None or probe.runtime_id != fact.runtime_id:
         return Verdict(VerdictKind.UNKNOWN, "not asked yet")
-    proven = seen.record.in_rotation or bool(probe.prompt_ok)
+    proven = bool(probe.prompt_ok) or _has_served(seen.record, fact)
     if probe.failures:
         return _unanswered(fact, probe, seen.traffic, policy, now, proven=proven)
     return _answered(seen, fact, probe, policy, now, proven=proven)
+
+
+def _has_served(record: Record, fact: Fact) -> bool:
+    """Whether this very life has served users, under an earlier daemon too; then it no longer counts as loading."""
+    return record.incarnation == fact.runtime_id and (record.in_rotation or record.serving_since is not None)
 
 
 def how_it_ended(fact: Fact) -> str:

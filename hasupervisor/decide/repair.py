@@ -186,8 +186,8 @@ def _after_failure(record: Record, gate: Gate) -> str:
 def _live(record: Record, fact: Fact, verdict: Verdict, gate: Gate) -> Record:
     """Bookkeeping that every living process needs: whose life it is, how long it serves, how long it is bad."""
     good = verdict.kind in (VerdictKind.SERVING, VerdictKind.BUSY)
-    if record.incarnation != fact.runtime_id:
-        record = replace(record, incarnation=fact.runtime_id, bad_since=None)
+    if record.incarnation != fact.runtime_id:  # a life that nobody knows yet: nothing is proven of it
+        record = replace(record, incarnation=fact.runtime_id, in_rotation=False, serving_since=None, bad_since=None)
     if good:
         window = gate.now - gate.policy.window
         record = replace(
@@ -235,7 +235,7 @@ def _serving(record: Record, verdict: Verdict, gate: Gate, *, may_join: bool) ->
 def _suspect(record: Record, sentence: str, gate: Gate) -> Turn:
     if gate.keep_routed and record.in_rotation:
         return Turn(record, State.SUSPECT, f"{sentence}; stays in rotation")
-    return Turn(replace(record, in_rotation=False, serving_since=None), State.SUSPECT, sentence)
+    return Turn(replace(record, in_rotation=False), State.SUSPECT, sentence)
 
 
 def _heal(record: Record, fact: Fact, verdict: Verdict, gate: Gate) -> Turn:
@@ -256,9 +256,7 @@ def _leave(record: Record, fact: Fact, in_flight: int, known: bool, verdict: Ver
     """Out of nginx, then nothing in flight (or the timeout), then SIGTERM."""
     leaving = record.leaving
     assert leaving is not None
-    record = replace(
-        record, in_rotation=False, serving_since=None if leaving.cause is Cause.HEAL else record.serving_since
-    )
+    record = replace(record, in_rotation=False)
     if gate.asleep is not None:
         return Turn(record, State.DRAINING, f"{leaving.why}; {gate.asleep}")
     waited = gate.now - leaving.since
