@@ -94,6 +94,8 @@ async def exchange(address: Address, question: Question, timeout: float, limit: 
         if missed.miss is Miss.BROKEN and (lateness := lag.take()) > tolerated:
             raise _we_were_late(lateness) from missed
         raise
+    except UnicodeError as error:
+        raise NotAsked(f"its host name cannot be resolved: {error}") from error
     except OSError as error:
         raise _unconnected(error) from error
     finally:

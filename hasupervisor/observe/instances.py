@@ -134,7 +134,8 @@ class InstanceSense:
         self._listed = listed
         before = self._view
         self._view = replace(listed, facts=tuple(self._corrected(fact) for fact in listed.facts))
-        if wanted or replace(before, listed_at=None) != replace(self._view, listed_at=None):
+        first = before.listed_at is None
+        if wanted or first or replace(before, listed_at=None) != replace(self._view, listed_at=None):
             self._on_change()
 
     def _corrected(self, fact: Fact) -> Fact:
