@@ -151,7 +151,9 @@ def _unanswered(
         return Verdict(VerdictKind.SUSPECT, f"does not answer ({probe.error}); what is in flight cannot be counted")
     if traffic.in_flight:
         return _silent_with_work(probe, traffic, policy, now, since_moved)
-    if moved is not None and probe.first_failure_at is not None and moved > probe.first_failure_at:
+    if (
+        since_moved is not None and since_moved <= policy.interval + policy.timeout
+    ):  # a probe it kept waiting may end now
         return Verdict(VerdictKind.BUSY, f"misses probes ({probe.error}), but finished work {since_moved:.1f} s ago")
     return Verdict(VerdictKind.DEAD, f"has nothing in flight and missed {probe.failures} probes ({probe.error})")
 
