@@ -20,6 +20,7 @@ from hasupervisor.ctl.text import Paint
 PROGRAM = "chatglm-hactl"
 SOCKET = "/run/chatglm-ha/control.sock"
 SOCKET_VARIABLE = "CHATGLM_HA_SOCKET"
+DEBUG_VARIABLE = "CHATGLM_HA_DEBUG"  # "1": a traceback with every message
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,10 +9,8 @@ from collections.abc import Sequence
 
 import click
 
-from hasupervisor.ctl.commandline import PROGRAM, Program
+from hasupervisor.ctl.commandline import DEBUG_VARIABLE, PROGRAM, Program
 from hasupervisor.ctl.errors import Exit, Failure
-
-DEBUG_VARIABLE = "CHATGLM_HA_DEBUG"
 
 COMMANDS = (
     "status",

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import TextIO
 
-from hasupervisor.ctl.text import Paint, cut
+from hasupervisor.ctl.text import Paint, cut, width
 
-_CODES = {"green": "32", "yellow": "33", "red": "31", "bold": "1", "dim": "2"}
+_CODES = {"green": "32", "yellow": "33", "red": "31", "bold": "1"}
+_ESCAPES = re.compile(r"\x1b\[[0-9;]*m")
 
 
 def is_terminal(stream: TextIO) -> bool:
@@ -20,10 +23,6 @@ def is_terminal(stream: TextIO) -> bool:
 def columns_of(stream: TextIO) -> int | None:
     """The width of the terminal; None where there is none and lines may be as long as they are."""
     return _size(stream)[0] if is_terminal(stream) else None
-
-
-def rows_of(stream: TextIO) -> int:
-    return _size(stream)[1]
 
 
 def _size(stream: TextIO) -> tuple[int, int]:
@@ -96,8 +95,11 @@ class Redrawn:
         sys.stdout.flush()
 
     def draw(self, lines: Sequence[str]) -> None:
-        rows = rows_of(sys.stdout) - 1
-        if len(lines) > rows:
-            lines = [*lines[: rows - 1], f"… {len(lines) - rows + 1} more lines"]
+        """Long lines wrap and take more than one row; were there too many, the terminal would scroll."""
+        columns, rows = _size(sys.stdout)
+        ends = list(accumulate(max(-(-width(_ESCAPES.sub("", line)) // columns), 1) for line in lines))
+        if ends and ends[-1] >= rows:
+            fit = sum(end < rows - 1 for end in ends)
+            lines = [*lines[:fit], f"… {len(lines) - fit} more lines"]
         sys.stdout.write("\x1b[H" + "".join(f"{line}\x1b[K\n" for line in lines) + "\x1b[J")
         sys.stdout.flush()

@@ -18,6 +18,7 @@ from typing import IO, Self
 
 DEADLINE_S = 20.0
 PROGRAM = [sys.executable, "-m", "hasupervisor.ctl.main"]
+_MINDS_CTRL_C = ["env", "--default-signal=INT"]  # whoever runs the tests may ignore it, which is inherited
 
 
 class _Running:
@@ -40,13 +41,8 @@ class Terminal(_Running):
     def __init__(self, arguments: Sequence[str], env: Mapping[str, str], *, columns: int = 80, rows: int = 24) -> None:
         self._master, slave = pty.openpty()
         termios.tcsetwinsize(slave, (rows, columns))
-
-        def take_terminal() -> None:
-            os.login_tty(slave)
-            signal.signal(signal.SIGINT, signal.SIG_DFL)  # whoever runs the tests may ignore it
-
         self.program = subprocess.Popen(
-            arguments, stdin=slave, stdout=slave, stderr=slave, env=env, preexec_fn=take_terminal
+            ["setsid", "--ctty", *_MINDS_CTRL_C, *arguments], stdin=slave, stdout=slave, stderr=slave, env=env
         )
         os.close(slave)
         self.output = ""
@@ -92,12 +88,11 @@ class Pipe(_Running):
 
     def __init__(self, arguments: Sequence[str], env: Mapping[str, str]) -> None:
         self.program = subprocess.Popen(
-            arguments,
+            [*_MINDS_CTRL_C, *arguments],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             env=env,
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
         self.stdout = self.stderr = ""
         self._grown = threading.Condition()

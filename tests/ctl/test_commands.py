@@ -94,17 +94,17 @@ def test_resume_says_whether_there_was_a_pause(
 
 
 def test_explain_says_why_from_which_evidence_and_what_comes_next(hactl: Run, daemon: StandIn) -> None:
-    failed = documents.EXPLANATION["last_failure"] | {"at": ago(75.5)}
+    failed = documents.EXPLANATION["last_failure"] | {"at": ago(9030)}
     daemon.state.status = documents.status(documents.fallen_instance(2), paused=documents.PAUSED)
     daemon.state.instead["/v1/instances/chatglm-02/explain"] = (
         200,
-        documents.EXPLANATION | {"since": ago(75.5), "last_failure": failed},
+        documents.EXPLANATION | {"since": ago(9030), "last_failure": failed},
     )
     result = hactl("explain", "chatglm-02")
     assert (result.returncode, result.stderr) == (0, "")
     at = datetime.fromisoformat(failed["at"]).strftime("%Y-%m-%d %H:%M:%S")
-    assert result.stdout.replace("1m16s", "1m15s") == (
-        "RED chatglm-02: backoff for 1m15s, verdict dead\n"
+    assert result.stdout == (
+        "RED chatglm-02: backoff for 2h30m, verdict dead\n"
         "exited 1, try 4 of 5 in 40 s\n"
         "next: tries again in 40 s\n"
         "PAUSED for 3m12s by alice (uid 1000), 6m48s to go: new driver\n"
@@ -114,7 +114,7 @@ def test_explain_says_why_from_which_evidence_and_what_comes_next(hactl: Run, da
         "  its process has ended: exited 1\n"
         "  3 failures in the last 10 min\n"
         "\n"
-        f"last failure, 1m15s ago ({at}): exited 1\n"
+        f"last failure, 2h30m ago ({at}): exited 1\n"
         "  | loading /models/chatglm-6b\n"
         "  | OSError: no file named config.json\n"
         "    chatglm-hactl logs chatglm-02 --last-failure\n"
@@ -236,12 +236,12 @@ def test_logs_followed_of_a_failure_is_a_contradiction(hactl: Run, daemon: Stand
 
 
 def test_operations_are_a_table(hactl: Run, daemon: StandIn) -> None:
-    daemon.state.move(operation("4 of 4 serving", "done", started=ago(130.5), ended=ago(121.5)))
+    daemon.state.move(operation("4 of 4 serving", "done", started=ago(9030), ended=ago(9021)))
     result = hactl("operations")
     assert (result.returncode, result.stderr) == (0, "")
-    assert result.stdout.replace("2m11s", "2m10s") == (
+    assert result.stdout == (
         "ID    KIND   STATE  AGE    TOOK  BY                SENTENCE\n"
-        "op-7  scale  done   2m10s  9s    alice (uid 1000)  4 of 4 serving\n"
+        "op-7  scale  done   2h30m  9s    alice (uid 1000)  4 of 4 serving\n"
     )
 
 
@@ -390,12 +390,10 @@ def test_config_check_of_a_daemon_that_dies_says_that_nothing_is_known(env: dict
 
 
 def test_version_names_both(hactl: Run, daemon: StandIn) -> None:
-    daemon.state.instead["/v1/version"] = 200, documents.VERSION | {"started": ago(190.5)}
+    daemon.state.instead["/v1/version"] = 200, documents.VERSION | {"started": ago(9030)}
     result = hactl("version")
     assert (result.returncode, result.stderr) == (0, "")
-    assert result.stdout.replace("3m11s", "3m10s") == (
-        "chatglm-hactl  0.1.0\nchatglm-had    0.1.0, api 1, pid 812, runs for 3m10s\n"
-    )
+    assert result.stdout == ("chatglm-hactl  0.1.0\nchatglm-had    0.1.0, api 1, pid 812, runs for 2h30m\n")
 
 
 def test_version_says_when_the_daemon_is_another(hactl: Run, daemon: StandIn) -> None:

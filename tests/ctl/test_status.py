@@ -256,6 +256,19 @@ def test_watching_a_picture_that_is_higher_than_the_terminal_counts_what_is_left
         assert terminal.end() == 0
 
 
+def test_watching_counts_the_rows_of_lines_that_wrap_so_that_nothing_scrolls(
+    on_terminal: Callable[..., Terminal], daemon: StandIn
+) -> None:
+    daemon.state.status = documents.troubled_status()
+    with on_terminal("status", "-w", columns=50, rows=12) as terminal:
+        terminal.wait_for(r"\x1b\[J")
+        terminal.press(b"\x03")
+        assert terminal.end() == 0
+    drawn = shown(terminal.output.partition("\x1b[H")[2].partition("\x1b[J")[0])
+    assert drawn[-1] == f"… {len(TROUBLED.splitlines()) - 7} more lines"
+    assert sum(max(1, -(-len(line) // 50)) for line in drawn) == 11
+
+
 def test_watching_goes_on_through_a_restart_of_the_daemon(
     on_terminal: Callable[..., Terminal], daemon: StandIn
 ) -> None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import sys
 
 import click
 
 from hasupervisor.ctl.client import SLOW_ANSWER_S
-from hasupervisor.ctl.commandline import Group, Settings
+from hasupervisor.ctl.commandline import DEBUG_VARIABLE, Group, Settings
 from hasupervisor.ctl.errors import Exit, Failure
 from hasupervisor.ctl.screen import emit, emit_json, say
 from hasupervisor.ctl.text import clean
@@ -38,9 +39,11 @@ def check(file: str | None) -> int:
     """
     import subprocess
 
+    # A variable of this tool is no setting, and the daemon would say so.
+    environment = {name: value for name, value in os.environ.items() if name != DEBUG_VARIABLE}
     arguments = [*_daemon_program(), "--check", *(["--config", file] if file else [])]
     try:
-        code = subprocess.run(arguments, timeout=CHECK_S, check=False).returncode
+        code = subprocess.run(arguments, env=environment, timeout=CHECK_S, check=False).returncode
     except OSError as error:
         raise Failure(Exit.FAILED, f"cannot run {arguments[0]}: {error.strerror}") from error
     except subprocess.TimeoutExpired as error:
@@ -99,6 +102,8 @@ def _daemon_program() -> list[str]:
 
 
 def _toml(value: object) -> str:
+    if value is None:
+        return '""'  # as the file says that a key has no value
     if isinstance(value, dict):
         return "{" + ", ".join(f"{json.dumps(key)} = {_toml(one)}" for key, one in value.items()) + "}"
     if isinstance(value, list):
