@@ -23,7 +23,7 @@ A value comes from the first of these that gives it:
 2. the environment: `CHATGLM_HA_<SECTION>__<KEY>`, two underscores between them. `CHATGLM_HA_SERVICE__MAX=8`,
    `CHATGLM_HA_NGINX__LISTEN=127.0.0.1:8080`, `CHATGLM_HA_DOCKER__COMMAND='["--port", "8000"]'`: the value as in the
    file, but text needs no quotes. A variable that begins so and names no key is an error, like an unknown key in the
-   file; only `CHATGLM_HA_SOCKET`, which tells chatglm-hactl where the daemon is, is no setting,
+   file; only `CHATGLM_HA_SOCKET` and `CHATGLM_HA_DEBUG`, which chatglm-hactl reads, are no settings,
 3. the file,
 4. the default.
 
@@ -64,7 +64,8 @@ column of the tables says when a change takes effect:
 - `nginx.listen`, `nginx.room`, `http.listen` and the instances' ports do not collide. A port on every address collides
   with the same port on any address.
 - `nginx.listen` below 1024 with `nginx.mode = "own"` needs root, CAP_NET_BIND_SERVICE, or a lower
-  `net.ipv4.ip_unprivileged_port_start`. `nginx.room` is on loopback. `control.socket` has at most 107 bytes.
+  `net.ipv4.ip_unprivileged_port_start`. `nginx.room` is on loopback. `control.socket` has at most 107 bytes, and so has
+  `access.sock` in `nginx.dir`.
 - `health.hang_after` and `health.start_timeout` are not below `health.timeout`, or one slow answer would look like a
   hang. `timeout` may be longer than `interval`: the next question is then asked when the last has ended, so that an
   instance that does not answer leaves rotation after about `failures` × the longer of the two.

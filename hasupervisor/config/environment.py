@@ -12,8 +12,8 @@ from hasupervisor.config.words import closest
 from hasupervisor.model import Address
 
 PREFIX = "CHATGLM_HA_"
-# Of the same family, but no settings: where chatglm-hactl finds the daemon.
-OTHERS = frozenset({"CHATGLM_HA_SOCKET"})
+# Of the same family, but no settings: chatglm-hactl reads them, and they may stand in the daemon's environment too.
+OTHERS = frozenset({"CHATGLM_HA_SOCKET", "CHATGLM_HA_DEBUG"})
 
 
 def variable_for(key: str) -> str:

@@ -15,6 +15,7 @@ from hasupervisor.model import Address
 SPARE_PORTS = 2
 # struct sockaddr_un has room for 108 bytes, the last of them zero.
 MAX_SOCKET_PATH = 107
+LOG_SOCKET = "access.sock"  # where nginx sends its access log, in nginx.dir
 
 Cite = Callable[[str], str]
 
@@ -104,13 +105,13 @@ def allowed(config: Config, cite: Cite, lowest_port: int) -> Iterator[Finding]:
         yield Finding({"nginx.listen": told, "nginx.mode": f'"own" cannot have {cite("nginx.listen")}: {told}'})
     if config.nginx.mode != "off" and not _loopback(config.nginx.room.host):
         yield Finding({"nginx.room": "must be on loopback, like 127.0.0.1:9181; it is for nginx alone"})
-    if len(str(config.control.socket).encode()) > MAX_SOCKET_PATH:
-        yield Finding(
-            {
-                "control.socket": f"{config.control.socket} is longer than the {MAX_SOCKET_PATH} bytes that the kernel "
-                "allows for a socket; choose a shorter path"
-            }
-        )
+    sockets = {"control.socket": config.control.socket}
+    if config.nginx.mode != "off":
+        sockets["nginx.dir"] = config.nginx.dir / LOG_SOCKET
+    for key, socket in sockets.items():
+        if len(str(socket).encode()) > MAX_SOCKET_PATH:
+            limit = f"the {MAX_SOCKET_PATH} bytes that the kernel allows for a socket"
+            yield Finding({key: f"{socket} would be longer than {limit}; choose a shorter path"})
 
 
 def timing(config: Config, cite: Cite) -> Iterator[Finding]:

@@ -75,9 +75,16 @@ MISTAKES: list[tuple[str, str, list[str]]] = [
         "a socket path that the kernel refuses",
         f'[control]\nsocket = "/{"x" * 107}"\n',
         [
-            f"2: control.socket: /{'x' * 107} is longer than the 107 bytes that the kernel allows for a socket; "
-            f"choose a "
-            "shorter path"
+            f"2: control.socket: /{'x' * 107} would be longer than the 107 bytes that the kernel allows for a socket; "
+            "choose a shorter path",
+        ],
+    ),
+    (
+        "a folder in which a socket would have too long a path",
+        f'[nginx]\ndir = "/{"x" * 96}"\n',
+        [
+            f"2: nginx.dir: /{'x' * 96}/access.sock would be longer than the 107 bytes that the kernel allows for a "
+            "socket; choose a shorter path"
         ],
     ),
     (

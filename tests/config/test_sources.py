@@ -143,8 +143,8 @@ def test_a_broken_file_does_not_hide_mistakes_of_the_environment(file: Path) -> 
     ]
 
 
-def test_the_socket_of_the_operators_tool_is_no_setting(file: Path) -> None:
-    assert load(file, {"CHATGLM_HA_SOCKET": "/run/x.sock"}) == Config()
+def test_the_variables_of_the_operators_tool_are_no_settings(file: Path) -> None:
+    assert load(file, {"CHATGLM_HA_SOCKET": "/run/x.sock", "CHATGLM_HA_DEBUG": "1"}) == Config()
 
 
 def test_docker_host_counts_only_where_nobody_set_the_engine(file: Path) -> None:
