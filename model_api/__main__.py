@@ -30,6 +30,10 @@ def main(arguments: list[str]) -> int:
         case ["-h" | "--help"]:
             print(USAGE, end="")
             return 0
+        case ["verify", _] | ["bench"] | ["bench", _]:
+            from model_api.measure import run
+
+            return run(arguments)
         case _:
             print(USAGE, end="", file=sys.stderr)
             return 2

@@ -82,8 +82,9 @@ def _draw(logits: Tensor, samplings: Sequence[Sampling], uniforms: Tensor) -> Te
     weights = (values - total).exp()
     weights = weights * (torch.arange(width, device=device) < top_k)
     weights = weights / weights.sum(-1, keepdim=True)
-    before = weights.cumsum(-1) - weights
-    weights = weights * (before < top_p)
+    kept = weights.cumsum(-1) - weights < top_p
+    kept[:, 0] = True  # the most likely token, whatever top_p says
+    weights = weights * kept
     cumulative = weights.cumsum(-1)
     place = (cumulative <= uniforms * cumulative[:, -1:]).sum(-1, keepdim=True).clamp_(max=width - 1)
     return index.gather(-1, place).squeeze(-1)

@@ -18,7 +18,7 @@ LONGEST_BLANK = 80  # runs of up to so many spaces are one token in ChatGLM-6B
 
 
 class FirstCodec:
-    """ChatGLM-6B: bare text or rounds from 0, then [gMASK] <sop>; line feeds, tabs, runs of blanks are one token each."""
+    """ChatGLM-6B: bare text or rounds from 0, then [gMASK] <sop>; line feeds, tabs and runs of blanks are tokens."""
 
     def __init__(self, directory: Path) -> None:
         self._pieces: Any = SentencePieceProcessor(model_file=str(directory / "ice_text.model"))

@@ -101,8 +101,8 @@ def _auto_map() -> dict[str, str]:
 
 def _first_config(directory: Path) -> dict[str, Any]:
     words = sentencepiece.SentencePieceProcessor(model_file=str(directory / "ice_text.model"))
-    ids = {key: words.piece_to_id(piece) for key, piece in (
-        ("bos_token_id", "<sop>"), ("eos_token_id", "<eop>"), ("mask_token_id", "[MASK]"), ("gmask_token_id", "[gMASK]"))}  # fmt: skip
+    specials = {"bos": "<sop>", "eos": "<eop>", "mask": "[MASK]", "gmask": "[gMASK]"}
+    ids = {f"{name}_token_id": words.piece_to_id(piece) for name, piece in specials.items()}
     return {
         "model_type": "chatglm", "architectures": ["ChatGLMModel"], "auto_map": _auto_map(), **ids, "pad_token_id": 3,
         "hidden_size": 64, "inner_hidden_size": 128, "layernorm_epsilon": 1e-5, "max_sequence_length": 512,
@@ -116,8 +116,9 @@ def _later_config(directory: Path) -> dict[str, Any]:
     return {
         "model_type": "chatglm", "architectures": ["ChatGLMModel"], "auto_map": _auto_map(), "add_bias_linear": False,
         "add_qkv_bias": True, "apply_query_key_layer_scaling": True, "apply_residual_connection_post_layernorm": False,
-        "attention_dropout": 0.0, "attention_softmax_in_fp32": True, "bias_dropout_fusion": True, "ffn_hidden_size": 128,
-        "fp32_residual_connection": False, "hidden_dropout": 0.0, "hidden_size": 64, "kv_channels": 16,
+        "attention_dropout": 0.0, "attention_softmax_in_fp32": True, "bias_dropout_fusion": True,
+        "ffn_hidden_size": 128, "fp32_residual_connection": False, "hidden_dropout": 0.0,
+        "hidden_size": 64, "kv_channels": 16,
         "layernorm_epsilon": 1e-5, "multi_query_attention": True, "multi_query_group_num": 2, "num_attention_heads": 4,
         "num_layers": 3, "original_rope": True, "padded_vocab_size": words.vocab_size() + 40, "post_layer_norm": True,
         "rmsnorm": True, "seq_length": 512, "use_cache": True, "torch_dtype": "float32", "tie_word_embeddings": False,
