@@ -26,6 +26,7 @@ check: setup
 
 docs: setup
 	@$(BIN)/python tools/configdoc.py
+	@$(BIN)/python tools/hactldoc.py
 
 clean:
 	rm -rf .venv .run .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache build dist *.egg-info
