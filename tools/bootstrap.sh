@@ -114,7 +114,7 @@ install_packages() {
 install_venv() {
   local python key stamp=.venv/.ready-$purpose
   # A checkout that was moved has scripts that point to where it was: the place belongs to the key.
-  key=$(cat setup.cfg setup.py pyproject.toml constraints.txt <(pwd -P) | sha256sum | cut -d' ' -f1)
+  key=$(cat setup.cfg setup.py constraints.txt <(pwd -P) | sha256sum | cut -d' ' -f1)
   if [ "$(cat "$stamp" 2>/dev/null)" = "$key" ] && usable .venv/bin/python; then return; fi
 
   python=$(find_python)
