@@ -262,8 +262,8 @@ class Record:
     since_wall: float = 0.0
     in_rotation: bool = False  # the decision, kept as it was while the evidence is unknown
     serving_since: float | None = None  # this life has served since then, kept while it is suspect
-    bad_since: float | None = None  # its process lives, and the verdict has been a bad one since then
-    disturbed_at: float | None = None  # healing killed or stopped its living process; None again once that is over
+    bad_since: float | None = None  # the verdict on its living process has been a bad one since then; see disturbed_at
+    disturbed_at: float | None = None  # healing ended its living process; this and bad_since hold until it serves again
     incarnation: str | None = None  # runtime_id of the life that is lived now
     ended: str | None = None  # runtime_id of the last life whose end has been counted
     acted_at: float = 0.0  # when the last step on it ended: an older list does not know of it

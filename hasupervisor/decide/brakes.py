@@ -1,11 +1,11 @@
-"""The brakes on healing: many instances turning bad at once is one cause outside them."""
+"""The brakes on healing: one disturbance at a time, and many turning bad at once is one cause outside them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from hasupervisor.model import Phase, Record, Seen, Verdict, VerdictKind
+from hasupervisor.model import Phase, Policy, ProbeView, Seen, Verdict, VerdictKind
 
 TOGETHER = 10.0
 """Seconds within which instances must turn bad to have one cause: two probe rounds at the slowest usual settings."""
@@ -20,47 +20,86 @@ _BAD = (VerdictKind.SUSPECT, VerdictKind.HUNG, VerdictKind.SICK, VerdictKind.DEA
 class CommonCause:
     """Most of the instances that served turned bad together while their processes live."""
 
-    names: frozenset[str]
+    names: frozenset[str]  # those whose processes live
     since: float
     served: int
+    tried: str | None = None  # the one that was restarted to see whether it helps, and that does not serve yet
 
     def sentence(self, now: float) -> str:
         return (
-            f"{len(self.names)} of {self.served} instances turned bad within {TOGETHER:.0f} s while their processes live"
-            f" ({now - self.since:.0f} s ago): one cause outside them"
+            f"{len(self.names)} of {self.served} instances turned bad within {TOGETHER:.0f} s while their processes "
+            f"live ({now - self.since:.0f} s ago): one cause outside them"
         )
 
 
-def common_cause(seen: Sequence[tuple[Seen, Verdict]], now: float) -> CommonCause | None:
-    """Finds a common cause among instances that served until they turned bad, or None."""
-    served = [(s, v) for s, v in seen if s.record.in_rotation or s.record.bad_since is not None]
-    bad = [s.record for s, v in served if _bad_and_alive(s, v)]
-    if len(bad) < 2 or 2 * len(bad) <= len(served):
-        return None
-    onsets = sorted(_onset(record, now) for record in bad)
-    if onsets[-1] - onsets[0] > TOGETHER:
-        return None
-    return CommonCause(frozenset(record.name for record in bad), since=onsets[0], served=len(served))
+Pairs = Sequence[tuple[Seen, Verdict]]
 
 
-def why_no_disturbance(record: Record, cause: CommonCause | None, disturbed: str | None, now: float) -> str | None:
-    """Why healing must leave the living process of `record` alone now, or None.
+def common_cause(pairs: Pairs, policy: Policy, now: float) -> CommonCause | None:
+    """Finds a common cause among instances that served until they turned bad, or None.
 
-    `disturbed` names an instance whose living process healing has ended and that does not serve again yet.
+    A busy one whose probes fail counts as well: its users prove that the probes are wrong. So does one that healing
+    has ended and that does not serve again yet: the cause is not over because one of two is being restarted.
     """
-    if cause is None or record.name not in cause.names:
+    alive = {s.record.name: s for s, _ in pairs if _has_served(s)}
+    ailing = {s.record.name: _onset(s, now) for s, v in pairs if s.record.name in alive and _ails(s, v, policy)}
+    ended = [s.record for s, _ in pairs if s.record.disturbed_at is not None and s.record.name not in ailing]
+    tried = {record.name: at for record in ended if (at := record.bad_since) is not None}
+    onsets = sorted([*ailing.values(), *tried.values()])
+    served = len(alive.keys() | tried.keys())
+    really = any(v.kind in _BAD for s, v in pairs if s.record.name in ailing)
+    if not really or len(onsets) < 2 or 2 * len(onsets) <= served or onsets[-1] - onsets[0] > TOGETHER:
         return None
-    if now - cause.since < HOLD:
-        return cause.sentence(now)
-    if disturbed is not None and disturbed != record.name:
-        return f"common cause: {disturbed} is restarted first, to see whether it helps"
-    return None
+    return CommonCause(frozenset(ailing), since=onsets[0], served=served, tried=min(tried, default=None))
 
 
-def _bad_and_alive(seen: Seen, verdict: Verdict) -> bool:
+def why_no_disturbance(
+    seen: Seen, verdict: Verdict, pairs: Pairs, cause: CommonCause | None, policy: Policy, now: float
+) -> str | None:
+    """Why healing must leave this living process alone now, or None."""
+    name = seen.record.name
+    if cause is not None and name in cause.names:
+        if now - cause.since < HOLD:
+            return cause.sentence(now)
+        if cause.tried is not None and cause.tried != name:
+            return f"common cause: {cause.tried} is restarted first, to see whether it helps"
+    return _why_alone(seen, pairs, policy, now)
+
+
+def why_one_at_a_time(name: str, verdict: Verdict, disturbed: str | None) -> str | None:
+    """Why `name` waits for the one whose living process healing has ended. Users wait in a hung one: it does not."""
+    if disturbed is None or disturbed == name or verdict.kind is VerdictKind.HUNG:
+        return None
+    return f"waits until {disturbed} serves again: one is restarted at a time"
+
+
+def _why_alone(seen: Seen, pairs: Pairs, policy: Policy, now: float) -> str | None:
+    """Silence is the instance's own only if another one has been heard since: else it may be ours."""
+    probe = seen.probe
+    if probe is None or not probe.failures or probe.first_failure_at is None:
+        return None
+    others = [s.probe for s, _ in pairs if s.record.name != seen.record.name and _has_served(s) and s.probe is not None]
+    asked = probe.first_failure_at - policy.timeout
+    if not others or any(_heard_since(other, asked) for other in others) or now - probe.first_failure_at >= HOLD:
+        return None
+    return f"waits for another instance's answer: nobody has been heard for {now - asked:.0f} s"
+
+
+def _heard_since(probe: ProbeView, since: float) -> bool:
+    return probe.answered_at is not None and probe.answered_at > since
+
+
+def _has_served(seen: Seen) -> bool:
+    """A living process that is or was in rotation."""
     alive = seen.fact is not None and seen.fact.phase is Phase.RUNNING
-    return alive and verdict.kind in _BAD
+    return alive and (seen.record.in_rotation or seen.record.serving_since is not None)
 
 
-def _onset(record: Record, now: float) -> float:
-    return record.bad_since if record.bad_since is not None else now
+def _ails(seen: Seen, verdict: Verdict, policy: Policy) -> bool:
+    return verdict.kind in _BAD or (seen.probe is not None and seen.probe.failures >= policy.failures)
+
+
+def _onset(seen: Seen, now: float) -> float:
+    probe, record = seen.probe, seen.record
+    first = probe.first_failure_at if probe is not None and probe.failures else None
+    return min((at for at in (first, record.bad_since) if at is not None), default=now)

@@ -48,7 +48,7 @@ def plan(world: World) -> Plan:
     else:
         world = _resume(world)
     verdicts = tuple(judge(seen, world.policy, world.now) for seen in world.instances)
-    cause = brakes.common_cause(tuple(zip(world.instances, verdicts, strict=True)), world.now)
+    cause = brakes.common_cause(tuple(zip(world.instances, verdicts, strict=True)), world.policy, world.now)
     turns = _turns(world, verdicts, cause)
     judged = tuple(
         _judged(seen, verdict, turn, world)
@@ -115,16 +115,19 @@ def _turns(world: World, verdicts: tuple[Verdict, ...], cause: brakes.CommonCaus
         for seen, verdict in pairs
     }
     good = frozenset(s.record.name for s, v in pairs if s.record.in_rotation and v.kind in _GOOD)
-    disturbed = next((s.record.name for s, _ in pairs if s.record.disturbed_at is not None), None)
+    disturbed = next((s.record.name for s, _ in pairs if _is_disturbed(s.record)), None)
     turns: list[Turn] = []
     for seen, verdict in pairs:
         name = seen.record.name
-        gate = _gate(seen, world, _Around(loading=loading, good=good, disturbed=disturbed, cause=cause))
+        brake = brakes.why_no_disturbance(seen, verdict, pairs, cause, world.policy, world.now)
+        brake = brake or brakes.why_one_at_a_time(name, verdict, disturbed)
+        gate = _gate(seen, world, _Around(loading=loading, good=good, brake=brake, cause=cause))
         turn = advance(seen, verdict, gate)
         if turn.step is not None and turn.step.kind is StepKind.START:
             loading[name] = True
-        if turn.record.disturbed_at is not None:
+        if _is_disturbed(turn.record):
             disturbed = disturbed or name
+            cause = replace(cause, tried=cause.tried or name) if cause is not None and name in cause.names else cause
         turns.append(turn)
     return turns
 
@@ -135,8 +138,13 @@ class _Around:
 
     loading: dict[str, bool]
     good: frozenset[str]
-    disturbed: str | None
+    brake: str | None
     cause: brakes.CommonCause | None
+
+
+def _is_disturbed(record: Record) -> bool:
+    """Healing has ended its living process, it does not serve again yet, and it is not given up."""
+    return record.disturbed_at is not None and record.parked_at is None and record.stuck is None
 
 
 def _gate(seen: Seen, world: World, around: _Around) -> Gate:
@@ -152,12 +160,13 @@ def _gate(seen: Seen, world: World, around: _Around) -> Gate:
         asleep=_asleep(world),
         paused=None if _by_hand(record, world) else _paused(world),
         no_start=placement.why_no_start(record.name, around.loading, world.policy),
-        no_disturbance=brakes.why_no_disturbance(record, around.cause, around.disturbed, world.now),
+        no_disturbance=around.brake,
         drained=record.name in world.wants.drained,
         list_is_old=_list_is_old(seen, world),
         routed=routed,
         unrouted=not routed or world.gateway.off,
-        keep_routed=in_cause or last_one,
+        keep_routed=last_one,
+        put_back=in_cause and not around.good,
     )
 
 

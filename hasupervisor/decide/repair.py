@@ -42,7 +42,8 @@ class Gate:
     list_is_old: bool = False  # the runtime's list was made before the last step on this instance ended
     routed: bool = False  # nginx may send it new requests, as far as is proven
     unrouted: bool = True  # nginx sends it nothing new, proven
-    keep_routed: bool = False  # common cause, or the last one: leave it in rotation although suspect
+    keep_routed: bool = False  # nobody else is good: leave it in rotation although suspect
+    put_back: bool = False  # nobody is good, for one cause outside them: those that served may well serve
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +79,7 @@ def advance(seen: Seen, verdict: Verdict, gate: Gate) -> Turn:
 def fail(record: Record, reason: str, gate: Gate, ended: str | None) -> Record:
     """Counts one failed life, once: the next try backs off with jitter, or the instance is parked."""
     if ended is not None and ended == record.ended:
-        return replace(record, in_rotation=False, serving_since=None, bad_since=None, incarnation=None)
+        return replace(record, in_rotation=False, serving_since=None, incarnation=None)
     failures = (*record.failures, gate.now)
     served = record.serving_since is not None
     count = len(failures)
@@ -92,7 +93,6 @@ def fail(record: Record, reason: str, gate: Gate, ended: str | None) -> Record:
         parked_at=gate.now if parked else None,
         in_rotation=False,
         serving_since=None,
-        bad_since=None,
         incarnation=None,
         ended=ended if ended is not None else record.ended,
     )
@@ -141,16 +141,17 @@ def _absent(record: Record, gate: Gate) -> Turn:
     """The runtime has nothing of that name: start it, or say why not."""
     if record.incarnation is not None and record.leaving is None and gate.asleep is None:
         record = fail(record, "was removed by somebody else", gate, ended=record.incarnation)
-    record = replace(record, in_rotation=False, serving_since=None, bad_since=None, incarnation=None)
+    record = replace(_calm(record), in_rotation=False, serving_since=None, incarnation=None)
     if record.leaving is not None and record.leaving.cause is Cause.SCALE:
         return Turn(record, State.STOPPING, record.leaving.why)  # the next cycle ends its record
     record = replace(record, leaving=None)
     if gate.drained:
+        record = replace(record, disturbed_at=None, bad_since=None)
         return Turn(record, State.PARKED, "drained by hand, stopped")
     if record.parked_at is not None:
         retry = record.parked_at + gate.policy.park_retry
         if gate.policy.park_retry <= 0 or gate.now < retry:
-            return Turn(replace(record, disturbed_at=None), State.PARKED, parked_sentence(record, gate))
+            return Turn(record, State.PARKED, parked_sentence(record, gate))
     if record.retry_at is not None and gate.now < record.retry_at:
         return Turn(record, State.BACKOFF, backoff_sentence(record, gate))
     waiting = gate.asleep or gate.paused or gate.no_start
@@ -179,6 +180,11 @@ def _ended(record: Record, fact: Fact, verdict: Verdict, gate: Gate) -> Turn:
     return Turn(record, state, sentence, step)
 
 
+def _calm(record: Record) -> Record:
+    """Forgets since when the life before was bad, unless healing ended it: then that is known until it serves again."""
+    return record if record.disturbed_at is not None else replace(record, bad_since=None)
+
+
 def _after_failure(record: Record, gate: Gate) -> str:
     return parked_sentence(record, gate) if record.parked_at is not None else backoff_sentence(record, gate)
 
@@ -187,7 +193,7 @@ def _live(record: Record, fact: Fact, verdict: Verdict, gate: Gate) -> Record:
     """Bookkeeping that every living process needs: whose life it is, how long it serves, how long it is bad."""
     good = verdict.kind in (VerdictKind.SERVING, VerdictKind.BUSY)
     if record.incarnation != fact.runtime_id:  # a life that nobody knows yet: nothing is proven of it
-        record = replace(record, incarnation=fact.runtime_id, in_rotation=False, serving_since=None, bad_since=None)
+        record = replace(_calm(record), incarnation=fact.runtime_id, in_rotation=False, serving_since=None)
     if good:
         window = gate.now - gate.policy.window
         record = replace(
@@ -235,6 +241,10 @@ def _serving(record: Record, verdict: Verdict, gate: Gate, *, may_join: bool) ->
 def _suspect(record: Record, sentence: str, gate: Gate) -> Turn:
     if gate.keep_routed and record.in_rotation:
         return Turn(record, State.SUSPECT, f"{sentence}; stays in rotation")
+    if gate.put_back and record.serving_since is not None:
+        return Turn(
+            replace(record, in_rotation=True), State.SUSPECT, f"{sentence}; back in rotation, as nobody is better"
+        )
     return Turn(replace(record, in_rotation=False), State.SUSPECT, sentence)
 
 
