@@ -129,9 +129,7 @@ def said(error: APIError) -> str:
 def in_words(error: BaseException, host: str, seconds: float) -> str:
     """Why dockerd cannot be asked, and the next command."""
     reason = next((e for e in causes(error) if isinstance(e, OSError) and e.errno is not None), None)
-    if isinstance(error, Overdue):
-        return f"cannot reach dockerd at {host}: {error}; systemctl status docker"
-    if is_timeout(error):
+    if isinstance(error, Overdue) or is_timeout(error):
         return f"cannot reach dockerd at {host}: no answer in {seconds:g} s; systemctl status docker"
     if isinstance(reason, PermissionError):
         return f"permission denied on {host}: add the user to group docker (usermod -aG docker USER), then log in again"

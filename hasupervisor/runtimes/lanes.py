@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections import Counter
 from collections.abc import AsyncGenerator, Callable
 from typing import Generic, TypeVar
 
@@ -15,48 +14,42 @@ LIMIT = 4
 
 
 class Overdue(Exception):
-    """A call gave no answer in time, or was not begun because earlier ones in its lane still wait for theirs."""
+    """A call gave no answer in time; or it was not begun, because all that time earlier ones held its lane."""
 
 
 class Lanes:
     """Calls by lane, one lane for each instance and one for the engine.
 
     A thread belongs to one call and ends with it, so an instance at rest costs none. A call that misses its deadline is
-    abandoned: its thread goes on until the library gives up, counts in its lane until then, and a lane that is full
-    refuses at once. The threads are daemons: the process can exit while one of them hangs, which a thread of
+    abandoned: its thread goes on until the library gives up, and holds its place in the lane until then; whoever finds
+    the lane full waits for a place, within its own deadline. So one that hangs costs at most LIMIT threads and holds up
+    nobody in another lane. The threads are daemons: the process can exit while one of them hangs, which a thread of
     concurrent.futures would prevent.
     """
 
     def __init__(self) -> None:
-        self._open: Counter[str] = Counter()
+        self._places: dict[str, asyncio.Semaphore] = {}
 
     async def call(self, lane: str, function: Callable[[], T], deadline: float) -> T:
         """What `function` returns or raises. Raises Overdue after `deadline` seconds."""
-        if self._open[lane] >= LIMIT:
-            raise Overdue(f"{LIMIT} earlier calls still wait for an answer")
+        places = self._places.setdefault(lane, asyncio.Semaphore(LIMIT))
         loop = asyncio.get_running_loop()
         future: asyncio.Future[T] = loop.create_future()
-        self._open[lane] += 1
 
         def settle(result: Callable[[asyncio.Future[T]], None]) -> None:
-            self._open[lane] -= 1
-            if not self._open[lane]:
-                del self._open[lane]
+            places.release()
             if not future.done():  # else nobody waits for it any more: it was overdue or cancelled
                 result(future)
 
-        threading.Thread(target=_work, args=(function, loop, settle), name=f"lane {lane}", daemon=True).start()
         try:
-            async with asyncio.timeout(deadline):
+            async with asyncio.timeout(deadline) as limit:
+                await places.acquire()
+                threading.Thread(target=_work, args=(function, loop, settle), name=f"lane {lane}", daemon=True).start()
                 return await future
         except TimeoutError:
-            if not future.cancelled():
-                raise  # the function's own TimeoutError
+            if not limit.expired():
+                raise  # the function's own
             raise Overdue(f"no answer in {deadline:g} s") from None
-
-    def open(self, lane: str) -> int:
-        """Calls in this lane that have not come back, abandoned ones included."""
-        return self._open[lane]
 
 
 def _work(

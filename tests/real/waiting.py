@@ -13,12 +13,17 @@ T = TypeVar("T")
 
 @overload
 async def eventually(
-    condition: Callable[[], Awaitable[T]], what: str = "", within: float = 10.0, every: float = 0.01
+    condition: Callable[[], Awaitable[T | None]], what: str = "", within: float = 10.0, every: float = 0.01
 ) -> T: ...
 @overload
-async def eventually(condition: Callable[[], T], what: str = "", within: float = 10.0, every: float = 0.01) -> T: ...
 async def eventually(
-    condition: Callable[[], T] | Callable[[], Awaitable[T]], what: str = "", within: float = 10.0, every: float = 0.01
+    condition: Callable[[], T | None], what: str = "", within: float = 10.0, every: float = 0.01
+) -> T: ...
+async def eventually(
+    condition: Callable[[], T | None] | Callable[[], Awaitable[T | None]],
+    what: str = "",
+    within: float = 10.0,
+    every: float = 0.01,
 ) -> T:
     """Asks `condition` until it says something true, and returns that; fails in words after `within` seconds."""
     deadline = time.monotonic() + within
