@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from hasupervisor.model import Phase, Policy, ProbeView, Seen, Verdict, VerdictKind
+from hasupervisor.model import Miss, Phase, Policy, ProbeView, Seen, Verdict, VerdictKind
 
 TOGETHER = 10.0
 """Seconds within which instances must turn bad to have one cause: two probe rounds at the slowest usual settings."""
@@ -79,10 +79,18 @@ def _why_alone(seen: Seen, pairs: Pairs, policy: Policy, now: float) -> str | No
     if probe is None or not probe.failures or probe.first_failure_at is None:
         return None
     others = [s.probe for s, _ in pairs if s.record.name != seen.record.name and _has_served(s) and s.probe is not None]
-    asked = probe.first_failure_at - policy.timeout
+    asked = probe.first_failure_at - (policy.timeout if probe.miss in (Miss.SILENT, Miss.CONNECT_TIMEOUT) else 0.0)
     if not others or any(_heard_since(other, asked) for other in others) or now - probe.first_failure_at >= HOLD:
         return None
     return f"waits for another instance's answer: nobody has been heard for {now - asked:.0f} s"
+
+
+def nobody_is_heard(pairs: Pairs, policy: Policy) -> bool:
+    """Whether no instance that serves answers its probes: then users' traffic is the better witness."""
+    return not any(
+        s.record.in_rotation and v.kind not in _BAD and s.probe is not None and s.probe.failures < policy.failures
+        for s, v in pairs
+    )
 
 
 def _heard_since(probe: ProbeView, since: float) -> bool:

@@ -114,6 +114,8 @@ def _healthy(seen: Seen, fact: Fact, probe: ProbeView, policy: Policy, now: floa
         return Verdict(VerdictKind.SUSPECT, f"did not answer a prompt: {probe.prompt_error}; it is asked again")
     if not proven:
         return _loading(fact, policy, now, "answers; its first prompt is still to be answered")
+    if probe.successes < policy.successes and not _has_served(seen.record, fact):
+        return _loading(fact, policy, now, f"answers ({probe.successes} of {policy.successes})")
     if probe.successes < policy.successes and not seen.record.in_rotation:
         return Verdict(VerdictKind.SUSPECT, f"answers again ({probe.successes} of {policy.successes})")
     if seen.traffic.in_flight:

@@ -121,7 +121,14 @@ def _turns(world: World, verdicts: tuple[Verdict, ...], cause: brakes.CommonCaus
         name = seen.record.name
         brake = brakes.why_no_disturbance(seen, verdict, pairs, cause, world.policy, world.now)
         brake = brake or brakes.why_one_at_a_time(name, verdict, disturbed)
-        gate = _gate(seen, world, _Around(loading=loading, good=good, brake=brake, cause=cause))
+        in_cause = cause is not None and name in cause.names
+        around = _Around(
+            loading=loading,
+            brake=brake,
+            last=not (good - {name}),
+            unheard=in_cause and brakes.nobody_is_heard(pairs, world.policy),
+        )
+        gate = _gate(seen, world, around)
         turn = advance(seen, verdict, gate)
         if turn.step is not None and turn.step.kind is StepKind.START:
             loading[name] = True
@@ -137,9 +144,9 @@ class _Around:
     """What the other instances mean for this one."""
 
     loading: dict[str, bool]
-    good: frozenset[str]
     brake: str | None
-    cause: brakes.CommonCause | None
+    last: bool  # nobody else serves well
+    unheard: bool  # in a common cause, and nobody who serves answers probes
 
 
 def _is_disturbed(record: Record) -> bool:
@@ -150,8 +157,6 @@ def _is_disturbed(record: Record) -> bool:
 def _gate(seen: Seen, world: World, around: _Around) -> Gate:
     record, fact = seen.record, seen.fact
     routed = fact is not None and is_routed(fact.address, world.gateway, wanted=record.in_rotation)
-    in_cause = around.cause is not None and record.name in around.cause.names
-    last_one = not (around.good - {record.name})
     return Gate(
         now=world.now,
         now_wall=world.now_wall,
@@ -165,8 +170,8 @@ def _gate(seen: Seen, world: World, around: _Around) -> Gate:
         list_is_old=_list_is_old(seen, world),
         routed=routed,
         unrouted=not routed or world.gateway.off,
-        keep_routed=last_one,
-        put_back=in_cause and not around.good,
+        keep_routed=around.last or around.unheard,
+        put_back=around.unheard,
     )
 
 

@@ -192,6 +192,8 @@ def _after_failure(record: Record, gate: Gate) -> str:
 def _live(record: Record, fact: Fact, verdict: Verdict, gate: Gate) -> Record:
     """Bookkeeping that every living process needs: whose life it is, how long it serves, how long it is bad."""
     good = verdict.kind in (VerdictKind.SERVING, VerdictKind.BUSY)
+    if good and record.ended == fact.runtime_id:
+        record = replace(record, ended=None)  # ending it did not succeed, and it has recovered
     if record.incarnation != fact.runtime_id:  # a life that nobody knows yet: nothing is proven of it
         record = replace(_calm(record), incarnation=fact.runtime_id, in_rotation=False, serving_since=None)
     if good:
@@ -234,7 +236,8 @@ def _serving(record: Record, verdict: Verdict, gate: Gate, *, may_join: bool) ->
     since = record.serving_since if record.serving_since is not None else gate.now
     record = replace(record, in_rotation=True, serving_since=since)
     if not gate.routed:
-        return Turn(record, State.LOADING, f"{verdict.sentence}; joins the gateway")
+        state = State.LOADING if record.state in (State.STARTING, State.LOADING) else State.SUSPECT
+        return Turn(record, state, f"{verdict.sentence}; joins the gateway")
     return Turn(record, State.SERVING, verdict.sentence)
 
 
@@ -269,6 +272,11 @@ def _leave(record: Record, fact: Fact, in_flight: int, known: bool, verdict: Ver
     record = replace(record, in_rotation=False)
     if gate.asleep is not None:
         return Turn(record, State.DRAINING, f"{leaving.why}; {gate.asleep}")
+    if record.ended != fact.runtime_id and (held := _called_off(leaving, verdict, gate)) is not None:
+        record = replace(record, leaving=None, disturbed_at=None)
+        if verdict.kind in (VerdictKind.SERVING, VerdictKind.BUSY):
+            return _living(record, fact, verdict, gate)
+        return _suspect(record, f"{verdict.sentence}; left alone: {held}", gate)
     waited = gate.now - leaving.since
     limit = gate.policy.drain_timeout
     if leaving.cause is Cause.HEAL:
@@ -284,6 +292,17 @@ def _leave(record: Record, fact: Fact, in_flight: int, known: bool, verdict: Ver
         what = f"{in_flight} still in flight" if known else "what is in flight cannot be counted"
         return _stop(record, fact, StepKind.STOP, f"{leaving.why}; {what} after {waited:.0f} s", gate)
     return Turn(record, State.DRAINING, f"{leaving.why}: {_draining(in_flight, known, gate)}")
+
+
+def _called_off(leaving: Leaving, verdict: Verdict, gate: Gate) -> str | None:
+    """Why healing (or the autoscaler) does not end it after all, or None: it has recovered, or a person or a brake."""
+    if leaving.cause is Cause.SCALE:
+        return gate.paused
+    if leaving.cause is not Cause.HEAL:
+        return None
+    if verdict.kind in (VerdictKind.SERVING, VerdictKind.BUSY):
+        return "it has recovered"
+    return gate.paused or gate.no_disturbance
 
 
 def _draining(in_flight: int, known: bool, gate: Gate) -> str:
