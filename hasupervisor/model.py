@@ -243,6 +243,7 @@ class Leaving:
     why: str
     since: float
     quiet_since: float | None = None  # out of nginx with nothing in flight since then
+    unrouted_since: float | None = None  # nginx has let go of it since then: the drain timeout counts from here
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,6 +26,9 @@ QUIET = 0.1
 was just making is seen by then."""
 
 
+_FAILED = (VerdictKind.HUNG, VerdictKind.SICK, VerdictKind.DEAD)
+
+
 @dataclass(frozen=True, slots=True)
 class Gate:
     """What the rest of the house allows this instance in this cycle. A string is the reason why not."""
@@ -277,21 +280,33 @@ def _leave(record: Record, fact: Fact, in_flight: int, known: bool, verdict: Ver
         if verdict.kind in (VerdictKind.SERVING, VerdictKind.BUSY):
             return _living(record, fact, verdict, gate)
         return _suspect(record, f"{verdict.sentence}; left alone: {held}", gate)
-    waited = gate.now - leaving.since
-    limit = gate.policy.drain_timeout
-    if leaving.cause is Cause.HEAL:
-        limit = min(limit, gate.policy.hang_after)
-    quiet = gate.unrouted and known and in_flight == 0
-    since = (leaving.quiet_since if leaving.quiet_since is not None else gate.now) if quiet else None
-    record = replace(record, leaving=replace(leaving, quiet_since=since))
-    if since is not None and gate.now - since >= QUIET:
+    leaving = _wait(leaving, gate, quiet=gate.unrouted and known and in_flight == 0)
+    record = replace(record, leaving=leaving)
+    if leaving.quiet_since is not None and gate.now - leaving.quiet_since >= QUIET:
         return _stop(record, fact, StepKind.STOP, leaving.why, gate)
     if verdict.kind is VerdictKind.HUNG:
         return _stop(record, fact, StepKind.KILL, f"{leaving.why}; {verdict.sentence}", gate)
+    waited, limit = _drain_time(leaving, verdict, gate)
     if waited >= limit:
         what = f"{in_flight} still in flight" if known else "what is in flight cannot be counted"
         return _stop(record, fact, StepKind.STOP, f"{leaving.why}; {what} after {waited:.0f} s", gate)
     return Turn(record, State.DRAINING, f"{leaving.why}: {_draining(in_flight, known, gate)}")
+
+
+def _wait(leaving: Leaving, gate: Gate, *, quiet: bool) -> Leaving:
+    """Since when nginx has let go of it, and since when nothing is in flight either."""
+    unrouted = (leaving.unrouted_since if leaving.unrouted_since is not None else gate.now) if gate.unrouted else None
+    since = (leaving.quiet_since if leaving.quiet_since is not None else gate.now) if quiet else None
+    return replace(leaving, unrouted_since=unrouted, quiet_since=since)
+
+
+def _drain_time(leaving: Leaving, verdict: Verdict, gate: Gate) -> tuple[float, float]:
+    """Seconds waited, and when that is enough. One that can serve is not stopped while nginx sends it requests."""
+    since = leaving.since if verdict.kind in _FAILED else leaving.unrouted_since
+    limit = gate.policy.drain_timeout
+    if leaving.cause is Cause.HEAL:
+        limit = min(limit, gate.policy.hang_after)
+    return (gate.now - since if since is not None else 0.0), limit
 
 
 def _called_off(leaving: Leaving, verdict: Verdict, gate: Gate) -> str | None:
