@@ -13,6 +13,7 @@ from hasupervisor.model import (
     Judged,
     Note,
     Operation,
+    OperationKind,
     OperationState,
     Phase,
     Plan,
@@ -195,7 +196,11 @@ def _commanded(world: World) -> bool:
 def _by_hand(record: Record, world: World) -> bool:
     """Whether a running command of a person wants this instance moved: a pause does not hold that."""
     running = [o for o in world.operations if o.state is OperationState.RUNNING]
-    return any(o.id == record.operation or record.name in o.targets for o in running)
+    if any(o.id == record.operation or record.name in o.targets for o in running):
+        return True
+    comes = record.incarnation is None and record.ended is None and not record.failures
+    goes = record.leaving is not None and record.leaving.cause is Cause.SCALE
+    return (comes or goes) and any(o.kind is OperationKind.SCALE for o in running)
 
 
 def _list_is_old(seen: Seen, world: World) -> bool:
