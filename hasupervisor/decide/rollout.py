@@ -141,6 +141,9 @@ def _restart(operation: Operation, standings: Mapping[str, Standing], world: Wor
 
 def _drained(operation: Operation, standings: Mapping[str, Standing], world: World) -> Operation:
     left = [name for name in operation.targets if name in standings and standings[name].exists]
+    for name in left:
+        if standings[name].record.stuck is not None:
+            return _end(operation, OperationState.FAILED, f"{name}: {standings[name].reason}", world)
     if not left:
         return _end(operation, OperationState.DONE, f"{', '.join(operation.targets)} is drained and stopped", world)
     return replace(operation, sentence=f"{left[0]}: {standings[left[0]].reason}")
@@ -151,6 +154,8 @@ def _undrained(operation: Operation, standings: Mapping[str, Standing], world: W
         standing = standings.get(name)
         if standing is None:
             return _end(operation, OperationState.FAILED, f"{name} is no longer wanted", world)
+        if standing.record.stuck is not None:
+            return _end(operation, OperationState.FAILED, f"{name}: {standing.reason}", world)
         if standing.state is State.PARKED and standing.record.parked_at is not None:
             return _end(operation, OperationState.FAILED, f"{name} is {standing.reason}", world)
         if standing.state is not State.SERVING:
@@ -160,7 +165,7 @@ def _undrained(operation: Operation, standings: Mapping[str, Standing], world: W
 
 def _is_leaving_for_good(standing: Standing) -> bool:
     leaving = standing.record.leaving
-    return leaving is not None and leaving.cause is Cause.SCALE
+    return leaving is not None and leaving.cause is Cause.SCALE and standing.record.stuck is None
 
 
 def _end(operation: Operation, state: OperationState, sentence: str, world: World) -> Operation:
