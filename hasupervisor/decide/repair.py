@@ -29,6 +29,10 @@ was just making is seen by then."""
 _FAILED = (VerdictKind.HUNG, VerdictKind.SICK, VerdictKind.DEAD)
 
 
+TROUBLE_RETRY = 10.0
+"""Seconds until a start is tried again that the runtime's own trouble prevented."""
+
+
 @dataclass(frozen=True, slots=True)
 class Gate:
     """What the rest of the house allows this instance in this cycle. A string is the reason why not."""
@@ -123,13 +127,19 @@ def _absorb(record: Record, fact: Fact | None, outcomes: tuple[Outcome, ...], ga
         record = replace(record, acted_at=max(record.acted_at, outcome.at))
         if outcome.stuck:
             record = replace(record, stuck=f"cannot be ended: {outcome.error}", in_rotation=False)
-        elif outcome.step == StepKind.START and not outcome.ok and not outcome.trouble:
-            record = fail(record, outcome.error, gate, ended=None)
+        elif outcome.step == StepKind.START and not outcome.ok:
+            record = _try_later(record, outcome, gate) if outcome.trouble else fail(record, outcome.error, gate, None)
         if outcome.tail and record.last_failure is not None and not record.last_failure.tail:
             record = replace(record, last_failure=replace(record.last_failure, tail=outcome.tail))
     if record.stuck is not None and fact is None and not gate.list_is_old and gate.asleep is None:
         record = replace(record, stuck=None)  # the runtime let go of it after all
     return record
+
+
+def _try_later(record: Record, outcome: Outcome, gate: Gate) -> Record:
+    """A start that the runtime as a whole prevented: not the instance's failure, but not tried again at once either."""
+    why = Failure(at=gate.now, at_wall=gate.now_wall, reason=outcome.error)
+    return replace(record, last_failure=why, retry_at=gate.now + min(TROUBLE_RETRY, gate.policy.backoff_max))
 
 
 def _under_way(record: Record, acting: str, gate: Gate) -> Turn:
