@@ -213,7 +213,7 @@ def no_answer(path: str, why: str) -> Failure:
     beside = Path(".run/control.sock")
     if beside.exists() and Path(path).absolute() != beside.absolute():
         details.append(f"Or did you mean the one of `make run`: --socket {beside}")
-    return Failure(Exit.NO_ANSWER, f"the daemon does not answer on {path}: {why}", details=details)
+    return Failure(Exit.NO_ANSWER, f"the daemon does not answer on {path}: {why}", details=details, passes=True)
 
 
 def _connect(path: str, deadline: float) -> socket.socket:
@@ -304,4 +304,5 @@ def _refusal(status: int, problem: bool, body: bytes, target: str) -> Failure:
         document.maybe_text("detail") or document.maybe_text("title") or f"the daemon answered {status}",
         details=document.texts("problems"),
         hint=document.maybe_text("hint"),
+        passes=status == 503,  # a daemon that is still starting, say
     )

@@ -22,14 +22,26 @@ class Exit(IntEnum):
 
 
 class Failure(Exception):
-    """A command that ends without success: one sentence, and where there is one the next command to type."""
+    """A command that ends without success: one sentence, and where there is one the next command to type.
 
-    def __init__(self, code: Exit, sentence: str, *, details: Sequence[str] = (), hint: str | None = None) -> None:
+    `passes` says that it may be over in a moment, so that whoever waits can ask again: a daemon that restarts.
+    """
+
+    def __init__(
+        self,
+        code: Exit,
+        sentence: str,
+        *,
+        details: Sequence[str] = (),
+        hint: str | None = None,
+        passes: bool = False,
+    ) -> None:
         super().__init__(sentence)
         self.code = code
         self.sentence = sentence
         self.details = tuple(details)
         self.hint = hint
+        self.passes = passes
 
     def lines(self) -> list[str]:
         """What stderr gets, line by line."""

@@ -84,9 +84,15 @@ def _follow(socket: str, operation: Document, timeout: float | None, progress: P
         if timeout is not None and now - began >= timeout:
             sentence = f"{_title(operation)} still goes on after {age(timeout)}: {clean(operation.text('sentence'))}"
             raise Failure(Exit.STILL_GOING, sentence, details=_what_can_be_done(name))
-        where = "the daemon does not answer, trying again" if away_since else clean(operation.text("sentence"))
-        progress.show(f"{_title(operation)}: {where}", age(now - began))
+        progress.show(f"{_title(operation)}: {_where(news, operation)}", age(now - began))
     raise AssertionError("news of an operation never end")
+
+
+def _where(news: Document | Failure | None, operation: Document) -> str:
+    if not isinstance(news, Failure):
+        return clean(operation.text("sentence"))
+    why = "the daemon does not answer" if news.code is Exit.NO_ANSWER else clean(news.sentence)
+    return f"{why}, trying again"
 
 
 def _news(socket: str, name: str) -> Iterator[Document | Failure | None]:
@@ -103,7 +109,7 @@ def _news(socket: str, name: str) -> Iterator[Document | Failure | None]:
                     if quiet >= QUIET_S:
                         break
         except Failure as failure:
-            if failure.code is not Exit.NO_ANSWER:
+            if not failure.passes:
                 raise
             yield failure
         time.sleep(RETRY_S)

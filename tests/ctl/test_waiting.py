@@ -148,6 +148,16 @@ def test_a_restart_of_the_daemon_in_between_is_waited_for(on_pipe: Callable[...,
         assert scale.end() == 0
 
 
+def test_a_daemon_that_is_still_starting_is_waited_for(on_pipe: Callable[..., Pipe], daemon: StandIn) -> None:
+    daemon.state.move(LOADS)
+    daemon.state.instead["/v1/operations/op-7"] = 503, problem(503, "the daemon is still starting")
+    with on_pipe("scale", "4") as scale:
+        scale.wait_for_words("op-7 scale: the daemon is still starting, trying again\n")
+        daemon.state.move(DONE)
+        del daemon.state.instead["/v1/operations/op-7"]
+        assert scale.end() == 0
+
+
 def test_a_timeout_counts_while_the_daemon_is_away(on_pipe: Callable[..., Pipe], daemon: StandIn) -> None:
     daemon.state.move(LOADS)
     with on_pipe("scale", "4", "--timeout", "2") as scale:

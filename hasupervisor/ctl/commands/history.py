@@ -87,7 +87,7 @@ def _followed(client: Client, query: dict[str, str]) -> Iterator[Document]:
                         yield entry
                     query = _from(entry, query)
         except Failure as failure:
-            if failure.code is not Exit.NO_ANSWER or not answered:
+            if not failure.passes or not answered:
                 raise
             if not away:
                 say(f"{failure.sentence}; waiting for it")

@@ -121,6 +121,6 @@ def _pictures(
         try:
             status, failure, seen = _ask(settings, name), None, time.monotonic()
         except Failure as error:
-            if error.code is not Exit.NO_ANSWER:
+            if not error.passes:
                 raise
             failure = error
