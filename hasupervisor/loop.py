@@ -87,7 +87,7 @@ class Memory(Protocol):
     def save_wants(self, wants: Wants) -> None: ...
     def save_records(self, records: Iterable[Record], now: float, now_wall: float) -> None: ...
     def save_operation(self, operation: Operation) -> None: ...
-    def note(self, note: Note, at_wall: float) -> None: ...
+    def note(self, note: Note, at_wall: float) -> object: ...
 
 
 @dataclass(frozen=True)
@@ -113,6 +113,7 @@ class Remembered:
     wants: Wants
     records: dict[str, Record] = field(default_factory=dict)
     operations: tuple[Operation, ...] = ()
+    is_first_start: bool = False  # nothing was remembered: what runs already is kept, even if it is more than wanted
 
 
 class Loop:
@@ -123,10 +124,12 @@ class Loop:
         self.wants = remembered.wants
         self.operations = remembered.operations
         self.latest: Plan | None = None
+        self.world: World | None = None
         self.settled = False
         self.cycles = 0
         self._parts = parts
         self._records = remembered.records
+        self._is_first_start = remembered.is_first_start
         self._outcomes: list[Outcome] = []
         self._listed_first: float | None = None
         self._wake = asyncio.Event()
@@ -214,6 +217,7 @@ class Loop:
         self._end_pause(wall)
         world = self._look(now, wall)
         decided = plan(world)
+        self.world = world
         self._keep(decided, now, wall)
         for step in decided.steps:
             self._parts.hands.submit(step)
@@ -275,9 +279,19 @@ class Loop:
         """The daemon acts once it has seen the list and has asked everybody in it."""
         if self.settled or runtime.listed_at is None:
             return
-        self._listed_first = self._listed_first if self._listed_first is not None else now
+        if self._listed_first is None:
+            self._listed_first = now
+            self._want_first(len(running))
         asked = all(_was_asked(probes.get(fact.name), self.policy) for fact in running)
         self.settled = asked or now - self._listed_first >= SETTLE
+
+    def _want_first(self, running: int) -> None:
+        """Losing the memory loses no service: without one, as many are wanted as run, if that is more."""
+        if not self._is_first_start:
+            return
+        desired = max(self.wants.desired, running)
+        why = "as many run already" if desired > self.wants.desired else "service.instances of the configuration"
+        self.want(replace(self.wants, desired=desired), Note("service", "scale", f"{desired} wanted at first: {why}"))
 
     def _keep(self, decided: Plan, now: float, wall: float) -> None:
         """Remembers what the plan decided, and writes down what changed."""

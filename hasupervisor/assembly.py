@@ -1,0 +1,135 @@
+"""Turns the configuration into the settings that each part of the house is made from."""
+
+from __future__ import annotations
+
+import grp
+from pathlib import Path
+
+from hasupervisor.act.nginx import NginxSettings
+from hasupervisor.config import Config
+from hasupervisor.config.values import ANY_HOST
+from hasupervisor.model import Address, Policy
+from hasupervisor.observe.answers import Dialect
+from hasupervisor.observe.watch import ProbeSettings
+from hasupervisor.report import log as logging
+from hasupervisor.runtimes.docker_launch import DockerSettings
+from hasupervisor.runtimes.process import ProcessSettings
+
+WORKER_GROUPS = ("www-data", "nginx")
+"""The groups that nginx's workers run as where a distribution packages it."""
+
+
+def policy(config: Config) -> Policy:
+    """The numbers that decisions use."""
+    service, health, repair = config.service, config.health, config.repair
+    return Policy(
+        service=service.name,
+        ports=service.ports,
+        min=service.min,
+        max=service.max,
+        one_at_a_time=service.one_at_a_time,
+        failures=health.failures,
+        successes=health.successes,
+        interval=health.interval,
+        timeout=health.timeout,
+        start_timeout=health.start_timeout,
+        hang_after=health.hang_after,
+        inference_timeout=health.inference_timeout,
+        backoff=repair.backoff,
+        backoff_max=repair.backoff_max,
+        attempts=repair.attempts,
+        window=repair.window,
+        park_retry=repair.park_retry,
+        stop_grace=repair.stop_grace,
+        drain_timeout=config.drain.timeout,
+    )
+
+
+def probe_settings(config: Config) -> ProbeSettings:
+    """What instances are asked, and how often."""
+    health = config.health
+    return ProbeSettings(
+        path=health.path,
+        interval=health.interval,
+        timeout=health.timeout,
+        inference_interval=health.inference_interval,
+        inference_timeout=health.inference_timeout,
+        prompt=health.prompt,
+        dialect=Dialect(health.dialect),
+        progress_metric=health.progress_metric,
+    )
+
+
+def docker_settings(config: Config) -> DockerSettings:
+    """What a container is made of."""
+    docker = config.docker
+    return DockerSettings(
+        service=config.service.name,
+        image=docker.image,
+        host=config.docker_host,
+        bind=config.service.bind,
+        command=docker.command,
+        container_port=docker.container_port,
+        volumes=docker.volumes,
+        env=docker.env,
+        network=docker.network,
+        shm_size=docker.shm_size,
+        log_max_size=docker.log_max_size,
+        log_max_files=docker.log_max_files,
+        reach=docker.reach,
+    )
+
+
+def process_settings(config: Config) -> ProcessSettings:
+    """What a plain process is made of."""
+    return ProcessSettings(
+        run_dir=config.state.dir / "run",
+        log_dir=config.log_dir,
+        bind=config.service.bind,
+        command=config.process.command,
+        env=config.process.env,
+    )
+
+
+def nginx_settings(config: Config) -> NginxSettings:
+    """How the gateway is written and told."""
+    nginx = config.nginx
+    return NginxSettings(
+        dir=nginx.dir,
+        mode=nginx.mode,
+        listen=str(nginx.listen.port) if nginx.listen.host == ANY_HOST else str(nginx.listen),
+        server_name=nginx.server_name,
+        binary=nginx.binary,
+        reload=nginx.reload,
+        tries=nginx.tries,
+        max_fails=nginx.max_fails,
+        fail_timeout=nginx.fail_timeout,
+        max_in_flight=nginx.max_in_flight,
+        room=str(nginx.room),
+        health_path=config.health.path,
+        access_log_socket=log_socket_path(config),
+    )
+
+
+def configure_log(config: Config) -> None:
+    """Sets the daemon's own log up. Raises report.log.CannotLog."""
+    file = str(config.log.file) if config.log.file is not None else ""
+    logging.configure(level=config.log.level, format=config.log.format, file=file)
+
+
+def reachable(listen: Address) -> Address:
+    """Where a listener is reached from this host."""
+    return Address("127.0.0.1", listen.port) if listen.host == ANY_HOST else listen
+
+
+def log_socket_path(config: Config) -> Path:
+    """Where nginx's workers send their access log."""
+    return config.nginx.dir.absolute() / "access.sock"
+
+
+def worker_group(config: Config) -> str:
+    """The group that must be able to write the log socket: the distribution's nginx has workers of another user."""
+    if config.nginx.mode != "system":
+        return ""
+    known = {group.gr_name for group in grp.getgrall()}
+    return next((name for name in WORKER_GROUPS if name in known), "")

@@ -1,0 +1,315 @@
+"""Puts the parts together for one configuration, runs them, and takes over a changed configuration while they run."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import socket
+import time
+from collections.abc import Coroutine, Sequence
+from functools import partial
+from typing import Any, Protocol
+
+import structlog
+
+from hasupervisor import __version__, assembly, picture
+from hasupervisor.act.nginx import Gateway
+from hasupervisor.act.runner import Runner
+from hasupervisor.config import Config, ConfigError, changed_keys
+from hasupervisor.config.keys import value_of
+from hasupervisor.config.values import toml
+from hasupervisor.desk import Behind, OperatorDesk
+from hasupervisor.loop import Loop, Parts, Remembered
+from hasupervisor.memory import Scribe
+from hasupervisor.model import GatewayView, Note, Outcome, Plan, State, Wants
+from hasupervisor.observe.connections import InFlight
+from hasupervisor.observe.instances import InstanceSense
+from hasupervisor.observe.logsocket import open_log_socket, queue_warning
+from hasupervisor.observe.ports import taken_ports
+from hasupervisor.observe.probes import Probes
+from hasupervisor.observe.traffic import Traffic
+from hasupervisor.report import http
+from hasupervisor.report.api import control_api
+from hasupervisor.report.connection import Limits
+from hasupervisor.report.metrics import Metrics
+from hasupervisor.report.server import serve
+from hasupervisor.runtimes.base import RuntimeTrouble
+from hasupervisor.runtimes.docker import DockerRuntime
+from hasupervisor.runtimes.process import ProcessRuntime
+from hasupervisor.sdnotify import Notifier
+
+log = structlog.get_logger(__name__)
+
+LAST_WORDS = 2.0
+"""Seconds for the memory to write what is left when the daemon stops."""
+
+
+class Source(Protocol):
+    """Where the configuration comes from."""
+
+    @property
+    def name(self) -> str: ...
+
+    def reload(self, old: Config) -> Config:
+        """Raises ConfigError."""
+
+
+class PartEnded(Exception):
+    """A part that runs as long as the daemon has ended by itself: a defect, and a reason to start anew."""
+
+
+class House:
+    """Everything that runs in one daemon. `run` once; then, if wanted, `stop_everything`."""
+
+    def __init__(self, settings: Config, source: Source, notifier: Notifier, control: socket.socket) -> None:
+        self._settings = settings
+        self._source = source
+        self._notifier = notifier
+        self._control = control
+        self._started_wall = time.time()
+        self._is_ready = False
+        self._has_served = False
+        self._runtime = _runtime(settings)
+        self._scribe = Scribe(settings.state.dir / "state.db")
+        self._gateway = Gateway(assembly.nginx_settings(settings), self._gateway_changed)
+        self._gateway_before = GatewayView()
+        self._traffic = Traffic(_log_socket(settings), InFlight())
+        self._instances = InstanceSense(self._runtime, self._instances_changed)
+        self._probes = Probes(assembly.probe_settings(settings), self._wake, idle=self._idle)
+        self._runner = Runner(self._runtime, self._step_ended, time.monotonic)
+        self._loop: Loop | None = None
+        self._metrics: Metrics | None = None
+
+    async def run(self, stopping: asyncio.Event) -> None:
+        """Runs until `stopping` is set; instances and nginx are left as they are. Raises PartEnded, TooNew."""
+        loop = await self._open()
+        try:
+            await _until(stopping, self._parts_that_run(loop, stopping))
+        finally:
+            await self._close()
+
+    def reload_by_signal(self) -> None:
+        """SIGHUP: takes the configuration over, or says in the log why not."""
+        if self._loop is None:
+            return
+        try:
+            changed = self.reload()
+        except ConfigError as error:
+            log.error("the configuration is not valid; nothing was changed", problems=str(error).splitlines())
+        else:
+            self._loop.record_note(Note("config", "reload", ", ".join(changed) or "nothing has changed", "SIGHUP"))
+
+    def reload(self) -> Sequence[str]:
+        """Reads the configuration and applies it whole, or not at all. Raises ConfigError. Returns what changed."""
+        old, new = self._settings, self._source.reload(self._settings)
+        words = [f"{key}: {_shown(old, key)} -> {_shown(new, key)}" for key in changed_keys(old, new)]
+        self._settings = new
+        if self._loop is not None:
+            self._loop.policy = assembly.policy(new)
+        self._probes.reconfigure(assembly.probe_settings(new))
+        self._gateway.reconfigure(assembly.nginx_settings(new))
+        if isinstance(self._runtime, DockerRuntime):
+            self._runtime.reconfigure(assembly.docker_settings(new))
+        else:
+            self._runtime.reconfigure(assembly.process_settings(new))
+        assembly.configure_log(new)
+        self._wake()
+        return words
+
+    async def stop_everything(self) -> None:
+        """Ends what was started: the instances, each with its grace, then an nginx of our own."""
+        runtime = _runtime(self._settings)
+        grace = self._settings.repair.stop_grace
+        try:
+            facts = await runtime.list()
+            endings = [runtime.stop(fact.name, fact.runtime_id, grace) for fact in facts]
+            for fact, end in zip(facts, await asyncio.gather(*endings, return_exceptions=True), strict=True):
+                if isinstance(end, BaseException):
+                    log.error(f"{fact.name} could not be ended: {end}")
+                else:
+                    log.info(f"{fact.name} is stopped")
+        except RuntimeTrouble as trouble:
+            log.error(f"the instances could not be ended: {trouble}")
+        finally:
+            await runtime.close()
+        await self._gateway.shutdown()
+
+    # --- opening and closing ------------------------------------------------------------------------------------------
+
+    async def _open(self) -> Loop:
+        known = await self._scribe.load(time.monotonic(), time.time())
+        self._traffic.start()
+        if self._settings.nginx.mode != "off" and (warning := queue_warning()) is not None:
+            log.warning(warning)
+        await self._gateway.start()
+        remembered = Remembered(
+            wants=known.wants or Wants(desired=self._settings.service.instances),
+            records={record.name: record for record in known.records},
+            operations=known.operations,
+            is_first_start=known.wants is None,
+        )
+        self._loop = Loop(self._loop_parts(), assembly.policy(self._settings), remembered)
+        self._instances.start()
+        return self._loop
+
+    def _loop_parts(self) -> Parts:
+        return Parts(
+            instances=self._instances,
+            probes=self._probes,
+            traffic=self._traffic,
+            taken_ports=partial(taken_ports, bind=self._settings.service.bind),
+            hands=self._runner,
+            gateway=self._gateway,
+            memory=self._scribe,
+            clock=time.monotonic,
+            wall=time.time,
+            random=random.Random(),
+        )
+
+    def _parts_that_run(self, loop: Loop, stopping: asyncio.Event) -> dict[str, Coroutine[Any, Any, None]]:
+        desk = OperatorDesk(
+            Behind(
+                loop=loop,
+                gateway=self._gateway,
+                runtime=self._runtime,
+                scribe=self._scribe,
+                snapshot=partial(picture.take, self._easel(loop)),
+                config=lambda: self._settings,
+                config_path=self._source.name,
+                reload=self.reload,
+                clock=time.monotonic,
+                wall=time.time,
+            )
+        )
+        self._metrics = Metrics(desk, __version__)
+        running: dict[str, Coroutine[Any, Any, None]] = {
+            "memory": self._scribe.run(),
+            "cycle": loop.run(self._cycled),
+            "control socket": serve(self._control, control_api(desk, stopping), stopping, Limits()),
+        }
+        listen = self._settings.http.listen
+        if listen is not None:
+            try:
+                pages = http.bind(listen)
+            except http.CannotListen as error:  # the pages are for looking; they are not worth the service
+                log.error(str(error))
+            else:
+                application = http.public_pages(desk, self._metrics, listen)
+                running["pages"] = serve(pages, application, stopping, http.LIMITS)
+        return running
+
+    def _easel(self, loop: Loop) -> picture.Easel:
+        return picture.Easel(
+            loop=loop,
+            scribe=self._scribe,
+            config=lambda: self._settings,
+            traffic=self._traffic.total,
+            probe_trouble=self._probes.trouble,
+            clock=time.monotonic,
+            wall=time.time,
+            started_wall=self._started_wall,
+        )
+
+    async def _close(self) -> None:
+        """Lets go of everything, in the order in which nothing is missed; instances and nginx go on."""
+        await self._runner.close()
+        await self._instances.close()
+        await self._probes.close()
+        await self._gateway.close()
+        self._traffic.close()
+        await self._runtime.close()
+        await self._scribe.close(LAST_WORDS)
+
+    # --- what the parts say -------------------------------------------------------------------------------------------
+
+    def _wake(self) -> None:
+        if self._loop is not None:
+            self._loop.wake()
+
+    def _instances_changed(self) -> None:
+        self._traffic.follow(self._instances.view().facts)
+        if self._loop is not None:
+            self._loop.strangers(self._instances.strangers())
+            self._loop.wake()
+
+    def _gateway_changed(self) -> None:
+        before, now = self._gateway_before, self._gateway.view()
+        self._gateway_before = now
+        if self._metrics is not None:
+            if now.live_generation is not None and now.live_generation != before.live_generation:
+                self._metrics.reloaded(ok=True)
+            elif before.ok and not now.ok:
+                self._metrics.reloaded(ok=False)
+        self._wake()
+
+    def _step_ended(self, outcome: Outcome) -> None:
+        if self._loop is not None:
+            self._loop.took(outcome)
+
+    def _idle(self, name: str) -> bool | None:
+        fact = next((fact for fact in self._instances.view().facts if fact.name == name), None)
+        return self._traffic.idle(fact.address) if fact is not None else None
+
+    def _cycled(self, plan: Plan, seconds: float) -> None:
+        """A cycle has ended: the only thing that feeds the watchdog."""
+        if self._metrics is not None:
+            self._metrics.cycled(seconds)
+        self._notifier.alive(plan.summary)
+        looked = self._loop is not None and (self._loop.settled or self._instances.view().trouble is not None)
+        if not self._is_ready and looked:
+            self._is_ready = True
+            self._notifier.ready(plan.summary)
+            log.info("ready", summary=plan.summary)
+        if not self._has_served and plan.instances and all(j.state is State.SERVING for j in plan.instances):
+            self._has_served = True
+            log.info(
+                f"{plan.summary}: {self._address()}",
+                try_it=f"chatglm-hactl --socket {self._settings.control.socket} status",
+            )
+
+    def _address(self) -> str:
+        nginx = self._settings.nginx
+        return "nginx is off" if nginx.mode == "off" else f"http://{assembly.reachable(nginx.listen)}/"
+
+
+async def _until(stopping: asyncio.Event, parts: dict[str, Coroutine[Any, Any, None]]) -> None:
+    """Runs all parts until `stopping` is set; they are then ended. Raises PartEnded when one ends before."""
+    stop = asyncio.create_task(stopping.wait(), name="stopping")
+    tasks = [asyncio.create_task(part, name=name) for name, part in parts.items()]
+    try:
+        await asyncio.wait([stop, *tasks], return_when=asyncio.FIRST_COMPLETED)
+        ended = [task for task in tasks if task.done()]
+        if ended and not stopping.is_set():
+            error = ended[0].exception()
+            log.error(f"BUG: the {ended[0].get_name()} ended by itself", exc_info=error)
+            raise PartEnded(f"the {ended[0].get_name()} ended by itself: {error!r}")
+    finally:
+        stopping.set()
+        for task in (stop, *tasks):
+            if task.get_name() not in ("control socket", "pages"):  # those end by themselves, politely
+                task.cancel()
+        await asyncio.gather(stop, *tasks, return_exceptions=True)
+
+
+def _runtime(settings: Config) -> DockerRuntime | ProcessRuntime:
+    if settings.service.runtime == "docker":
+        return DockerRuntime(assembly.docker_settings(settings))
+    return ProcessRuntime(assembly.process_settings(settings))
+
+
+def _log_socket(settings: Config) -> socket.socket | None:
+    """Where nginx's access log arrives; None when there is no nginx, or nobody may write there."""
+    if settings.nginx.mode == "off":
+        return None
+    path = assembly.log_socket_path(settings)
+    group = assembly.worker_group(settings)
+    try:
+        path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+        return open_log_socket(path, group=group)
+    except OSError as error:
+        log.error(f"nginx's access log cannot be read, so there are no traffic numbers: {error}")
+        return None
+
+
+def _shown(settings: Config, key: str) -> str:
+    return toml(value_of(settings, key))

@@ -1,0 +1,84 @@
+"""Puts the one frozen picture together that status, metrics and the page are made from."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from hasupervisor import __version__
+from hasupervisor.config import Config
+from hasupervisor.loop import Loop
+from hasupervisor.memory import Scribe
+from hasupervisor.model import Colour, Plan, Problem, TrafficView, World
+from hasupervisor.report.snapshot import AutoscaleView, Snapshot
+
+RUNTIME_NAMES = {"docker": "dockerd", "process": "the keepers of the processes"}
+
+
+@dataclass(frozen=True)
+class Easel:
+    """Where the picture is taken from."""
+
+    loop: Loop
+    scribe: Scribe
+    config: Callable[[], Config]
+    traffic: Callable[[], TrafficView]
+    probe_trouble: Callable[[], str | None]
+    clock: Callable[[], float]
+    wall: Callable[[], float]
+    started_wall: float
+
+
+def take(easel: Easel) -> Snapshot:
+    """The picture of now. The first cycle must have ended."""
+    plan, world = easel.loop.latest, easel.loop.world
+    assert plan is not None
+    assert world is not None
+    config = easel.config()
+    own = _own_problems(easel)
+    return Snapshot(
+        service=config.service.name,
+        host=socket.gethostname(),
+        version=__version__,
+        started_wall=easel.started_wall,
+        now=easel.clock(),
+        now_wall=easel.wall(),
+        cycled_at=world.now,
+        cycled_wall=world.now_wall,
+        settled=easel.loop.settled,
+        health=_health(plan, own),
+        summary=plan.summary,
+        problems=(*plan.problems, *own),
+        wants=easel.loop.wants,
+        policy=easel.loop.policy,
+        runtime_name=RUNTIME_NAMES[config.service.runtime],
+        runtime=world.runtime,
+        gateway=world.gateway,
+        autoscale=_autoscale(config, world),
+        bind=config.service.bind,
+        instances=plan.instances,
+        traffic=easel.traffic(),
+        operations=easel.loop.operations,
+    )
+
+
+def _own_problems(easel: Easel) -> tuple[Problem, ...]:
+    """What troubles the daemon itself, while it goes on serving."""
+    found: list[Problem] = []
+    trouble = easel.scribe.trouble
+    if trouble is not None:
+        found.append(Problem("memory", f"{trouble.sentence}; what is new is kept in memory", trouble.hint))
+    probes = easel.probe_trouble()
+    if probes is not None:
+        found.append(Problem("probes", probes, "chatglm-hactl explain"))
+    return tuple(found)
+
+
+def _health(plan: Plan, own: tuple[Problem, ...]) -> Colour:
+    return Colour.YELLOW if own and plan.health is Colour.GREEN else plan.health
+
+
+def _autoscale(config: Config, world: World) -> AutoscaleView:
+    sentence = f"holding {world.wants.desired}: this release does not scale by itself; `chatglm-hactl scale N` does"
+    return AutoscaleView(config.autoscale.policy, sentence)
