@@ -232,12 +232,13 @@ class Loop:
     def _look(self, now: float, wall: float) -> World:
         runtime = self._parts.instances.view()
         running = [fact for fact in runtime.facts if fact.phase is Phase.RUNNING]
+        alive = [fact.address for fact in runtime.facts if fact.phase in (Phase.RUNNING, Phase.PAUSED)]
         self._parts.probes.follow(running)
         probes = self._parts.probes.views()
         self._settle(runtime, running, probes, now)
         acting = self._parts.hands.acting()
         outcomes, self._outcomes = self._outcomes, []
-        traffic = self._parts.traffic.view([fact.address for fact in running])
+        traffic = self._parts.traffic.view(alive)
         facts = {fact.name: fact for fact in runtime.facts}
         instances = tuple(
             Seen(
