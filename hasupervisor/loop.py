@@ -18,6 +18,7 @@ import structlog
 from hasupervisor.decide.plan import plan
 from hasupervisor.model import (
     Address,
+    Cause,
     Fact,
     GatewayView,
     Judged,
@@ -269,7 +270,8 @@ class Loop:
 
     def _taken_ports(self, facts: Iterable[Fact]) -> frozenset[int]:
         """Ports of the range that strangers listen on; asked only when an instance may have to be made."""
-        if len(self._records) >= self.wants.desired:
+        staying = [r for r in self._records.values() if r.stuck is None and not _goes_for_good(r)]
+        if len(staying) >= self.wants.desired:
             return frozenset()
         ours = frozenset(fact.endpoint.port for fact in facts)
         return self._parts.taken_ports(self.policy.ports) - ours
@@ -316,6 +318,10 @@ class Loop:
         if pause is not None and pause.until_wall is not None and wall >= pause.until_wall:
             note = Note("service", "resume", f"the pause of {pause.by} has run out")
             self.want(replace(self.wants, pause=None), note)
+
+
+def _goes_for_good(record: Record) -> bool:
+    return record.leaving is not None and record.leaving.cause is Cause.SCALE
 
 
 def _was_asked(probe: ProbeView | None, policy: Policy) -> bool:
