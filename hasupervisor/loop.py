@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
@@ -301,10 +301,17 @@ class Loop:
         records = {j.record.name: j.record for j in decided.instances}
         if _durable(records) != _durable(self._records):
             self._parts.memory.save_records(records.values(), now, wall)
-        self._records = records
+        gone, self._records = self._records.keys() - records.keys(), records
+        self._forget(gone)
         self._set_operations(decided.operations)
         for note in decided.notes:
             self.record_note(note)
+
+    def _forget(self, gone: Set[str]) -> None:
+        """A drain by hand ends with its instance: whoever bears the name later is another one."""
+        if drained := self.wants.drained & gone:
+            self.wants = replace(self.wants, drained=self.wants.drained - drained)
+            self._parts.memory.save_wants(self.wants)
 
     def _set_operations(self, operations: tuple[Operation, ...]) -> None:
         known = {o.id: o for o in self.operations}
