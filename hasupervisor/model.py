@@ -89,7 +89,7 @@ class RuntimeView:
     """The runtime's whole list, with its age: a list that could not be had is old, not empty."""
 
     facts: tuple[Fact, ...] = ()
-    listed_at: float | None = None  # when the list last came in; None: never
+    listed_at: float | None = None  # when the list that came in was asked for; None: never
     trouble: str | None = None  # why it cannot be asked now, in words
     trouble_since: float | None = None
 
