@@ -74,7 +74,7 @@ def read_line(datagram: bytes) -> Request:
         )
     except KeyError as missing:
         raise Unreadable(f"it has no {missing}") from missing
-    except (ValueError, TypeError, AttributeError) as wrong:
+    except (ValueError, TypeError, AttributeError, OverflowError, RecursionError) as wrong:
         raise Unreadable(str(wrong)) from wrong
 
 

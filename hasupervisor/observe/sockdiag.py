@@ -28,6 +28,7 @@ SOURCE_GE, SOURCE_LE, TARGET_GE, TARGET_LE = 2, 3, 4, 5  # inet_diag bytecode: c
 MESSAGE = 88  # bytes of nlmsghdr (16) and inet_diag_msg (72); attributes follow
 LAST_DATA_RECV, BYTES_RECEIVED = 52, 128  # offsets in struct tcp_info
 RECEIVE = 64 * 1024  # the kernel fills at most 32 kB at a time
+PROC_NET = Path("/proc/net")
 PATIENCE = 0.5  # seconds; the kernel answers at once or not at all
 
 
@@ -51,6 +52,8 @@ def tcp_sockets(state: int, local: range | None = None, remote: range | None = N
 
     Sockets of this network namespace only. Raises OSError when neither netlink nor /proc can be asked.
     """
+    if local == range(0) or remote == range(0):  # all empty ranges are equal
+        return []
     try:
         return _by_netlink(state, local, remote)
     except OSError:
@@ -173,7 +176,7 @@ def _by_proc(state: int) -> Iterator[SocketRow]:
     found = False
     for name in ("tcp", "tcp6"):
         try:
-            lines = Path("/proc/net", name).read_text().splitlines()[1:]
+            lines = (PROC_NET / name).read_text().splitlines()[1:]
         except FileNotFoundError:
             continue  # no IPv6 in this kernel, or no /proc at all
         found = True

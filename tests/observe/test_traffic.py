@@ -1,0 +1,237 @@
+"""Traffic from datagrams: what counts for whom, and what a new life forgets."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import socket
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import structlog.testing
+
+from hasupervisor.model import Address, Fact, Phase, TrafficView
+from hasupervisor.observe.connections import InFlight
+from hasupervisor.observe.logsocket import open_log_socket
+from hasupervisor.observe.traffic import BATCH, Traffic
+from tests.observe.servers import free_address
+from tests.observe.test_accesslog import HEAD, LINE, line
+from tests.observe.test_connections import address_of, connected, listening
+from tests.real.waiting import eventually
+
+ONE, TWO = Address("127.0.0.1", 8000), Address("127.0.0.1", 8001)
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@dataclass
+class Heard:
+    traffic: Traffic
+    clock: Clock
+    nginx: socket.socket
+
+    async def says(self, *lines: bytes) -> None:
+        """Sends lines as nginx would, and waits until they have been read."""
+        expected = self.traffic.received + len(lines)
+        for raw in lines:
+            await asyncio.get_running_loop().sock_sendall(self.nginx, raw)
+        await eventually(lambda: self.traffic.received == expected)
+
+    def view(self, address: Address = ONE) -> TrafficView:
+        return self.traffic.view([address])[address]
+
+
+@pytest.fixture
+def heard(tmp_path: Path) -> Iterator[Heard]:
+    nginx = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    with open_log_socket(tmp_path / "log.sock") as listener, nginx:
+        nginx.setblocking(False)
+        nginx.connect(os.fspath(tmp_path / "log.sock"))
+        clock = Clock()
+        yield Heard(Traffic(listener, InFlight(), clock), clock, nginx)
+
+
+def fact(address: Address, runtime_id: str) -> Fact:
+    return Fact("chatglm-01", runtime_id, Phase.RUNNING, address, address)
+
+
+async def test_an_answered_request_counts_for_its_instance_and_in_total(heard: Heard) -> None:
+    heard.traffic.start()
+    heard.clock.now += 10.0
+    await heard.says(line(), line(rt=1.5, urt="1.500"))
+    view = heard.view()
+    assert (view.completed_at, view.bytes_at, view.errors_in_row, view.error_rate) == (1010.0, 1010.0, 0, 0.0)
+    assert view.mean_ms == pytest.approx(1000.0)
+    total = heard.traffic.total()
+    assert total.qps == pytest.approx(0.2)
+    assert total.mean_ms == pytest.approx(1000.0)
+    assert heard.view(TWO).completed_at is None
+    heard.traffic.close()
+
+
+async def test_a_failed_try_counts_against_its_instance_though_the_user_was_served(heard: Heard) -> None:
+    heard.traffic.start()
+    retried = line(
+        rt=0.6, ua="127.0.0.1:8001, 127.0.0.1:8000", us="502, 200", uct="-, 0.000", uht="-, 0.1", urt="0.0, 0.5"
+    )
+    await heard.says(retried, retried, retried)
+    bad, good = heard.view(TWO), heard.view(ONE)
+    assert (bad.errors_in_row, bad.error_rate, bad.completed_at, bad.bytes_at, bad.mean_ms) == (
+        3,
+        1.0,
+        None,
+        None,
+        None,
+    )
+    assert (good.errors_in_row, good.error_rate) == (0, 0.0)
+    assert good.mean_ms == pytest.approx(500.0)
+    total = heard.traffic.total()
+    assert (total.error_rate, total.qps) == (0.0, 3.0)
+    assert total.mean_ms == pytest.approx(600.0)
+    await heard.says(line(ua="127.0.0.1:8001"))
+    assert heard.view(TWO).errors_in_row == 0
+    heard.traffic.close()
+
+
+async def test_errors_of_an_instance_count_in_a_row_and_an_overload_does_not(heard: Heard) -> None:
+    heard.traffic.start()
+    await heard.says(line(st=500, us="500"), line(st=503, us="503"), line(st=504, us="504", uht="-"))
+    view = heard.view()
+    assert (view.errors_in_row, view.error_rate, view.completed_at) == (2, 1.0, None)
+    assert view.mean_ms is None
+    await heard.says(line(st=404, us="404"))
+    view = heard.view()
+    assert (view.errors_in_row, view.completed_at, view.error_rate) == (0, 1000.0, 0.75)
+    heard.traffic.close()
+
+
+async def test_a_client_that_left_is_neither_success_nor_error(heard: Heard) -> None:
+    heard.traffic.start()
+    await heard.says(line(st=500, us="500"), line(st=499, rt=30.0, us="-", uht="-", urt="30.000"))
+    view = heard.view()
+    assert (view.errors_in_row, view.error_rate, view.completed_at, view.mean_ms) == (1, 0.5, None, None)
+    assert heard.traffic.total().mean_ms is None
+    heard.traffic.close()
+
+
+async def test_a_stream_is_measured_by_its_first_byte(heard: Heard) -> None:
+    heard.traffic.start()
+    await heard.says(line(ct="text/event-stream", rt=20.0, uht="0.200", urt="20.000"))
+    for view in (heard.view(), heard.traffic.total()):
+        assert view.mean_ms == pytest.approx(200.0)
+    heard.traffic.close()
+
+
+async def test_nobody_to_try_is_an_error_of_the_service_and_of_no_instance(heard: Heard) -> None:
+    heard.traffic.start()
+    await heard.says(line(st=502, ua="ha", us="502", uct="-", uht="-", urt="0.000"))
+    assert heard.traffic.total().error_rate == 1.0
+    assert heard.view() == TrafficView()
+    heard.traffic.close()
+
+
+async def test_health_pages_are_no_traffic(heard: Heard) -> None:
+    heard.traffic.start()
+    await heard.says(line(u="/health"), line(u="/ha/generation", ua=""))
+    assert heard.traffic.total().qps == 0.0
+    heard.traffic.close()
+
+
+async def test_a_new_life_at_an_address_starts_from_nothing(heard: Heard) -> None:
+    heard.traffic.start()
+    await heard.says(line(st=500, us="500"))
+    heard.traffic.follow([fact(ONE, "first")])
+    assert heard.view().errors_in_row == 1  # the line came before anybody had said who lives there
+    heard.traffic.follow([fact(ONE, "first")])
+    assert heard.view().errors_in_row == 1
+    heard.traffic.follow([fact(ONE, "second")])
+    assert heard.view() == TrafficView()
+    heard.traffic.close()
+
+
+async def test_an_address_where_nobody_lives_is_forgotten_after_a_minute(heard: Heard) -> None:
+    heard.traffic.start()
+    await heard.says(line(), line(ua="127.0.0.1:8001"))
+    heard.clock.now += 59.0
+    heard.traffic.follow([fact(ONE, "first")])
+    assert heard.view(TWO).completed_at == 1000.0
+    heard.clock.now += 2.0
+    heard.traffic.follow([fact(ONE, "first")])
+    assert heard.view(TWO) == TrafficView()
+    assert heard.view(ONE).completed_at == 1000.0  # as old as it is
+    assert heard.view(ONE).qps == 0.0
+    heard.traffic.close()
+
+
+async def test_lines_that_cannot_be_read_are_counted_and_told_once_without_their_words(heard: Heard) -> None:
+    heard.traffic.start()
+    with structlog.testing.capture_logs() as logs:
+        await heard.says(b"<190>garbage secret", HEAD + b'{"u":"/secret"}', line())
+    assert (heard.traffic.lost, heard.traffic.received) == (2, 3)
+    assert heard.view().completed_at is not None
+    assert len(logs) == 1
+    assert "secret" not in json.dumps(logs)
+    heard.traffic.close()
+
+
+async def test_a_flood_of_lines_does_not_keep_others_from_their_turn(heard: Heard) -> None:
+    async def flood() -> None:
+        for _ in range(10 * BATCH):
+            await asyncio.get_running_loop().sock_sendall(heard.nginx, line())
+
+    heard.traffic.start()
+    flooding = asyncio.ensure_future(flood())
+    turns = 0
+    while not flooding.done():
+        before = heard.traffic.received
+        await asyncio.sleep(0)
+        assert heard.traffic.received - before <= BATCH
+        turns += 1
+    assert turns >= 10
+    await eventually(lambda: heard.traffic.received == 10 * BATCH)
+    heard.traffic.close()
+
+
+async def test_what_is_in_flight_is_seen_beside_the_log(heard: Heard) -> None:
+    with listening() as one, connected("127.0.0.1", address_of(one).port, 3):
+        busy, idle = address_of(one), free_address()
+        assert heard.traffic.idle(busy) is None  # not looked yet
+        views = heard.traffic.view([busy, idle])
+        assert (views[busy].in_flight, views[busy].in_flight_known) == (3, True)
+        assert (views[idle].in_flight, views[idle].in_flight_known) == (0, True)
+        assert (heard.traffic.idle(busy), heard.traffic.idle(idle)) == (False, True)
+        assert heard.traffic.total().in_flight == 3
+        named = Address("some-name", busy.port)
+        assert not heard.traffic.view([named])[named].in_flight_known
+
+
+async def test_bytes_of_a_stream_that_goes_on_are_a_life_sign(heard: Heard) -> None:
+    with listening() as one, connected("127.0.0.1", address_of(one).port, 1):
+        address = address_of(one)
+        assert heard.view(address).bytes_at is None
+        connection, _ = one.accept()
+        with connection:
+            connection.sendall(b"data: 1\n\n")
+            await eventually(lambda: heard.view(address).bytes_at is not None)
+            assert heard.view(address).bytes_at == pytest.approx(heard.clock.now, abs=0.5)
+            assert heard.view(address).completed_at is None
+
+
+async def test_without_nginx_only_connections_are_known() -> None:
+    traffic = Traffic(None, InFlight())
+    traffic.start()
+    assert traffic.view([ONE]) == {ONE: TrafficView()}
+    traffic.close()
+
+
+def test_the_example_line_is_one_of_ours() -> None:
+    assert set(LINE) == {"t", "gen", "id", "m", "u", "st", "rt", "bo", "ct", "ua", "us", "uct", "uht", "urt"}
