@@ -94,6 +94,7 @@ async def nginx(folder: Path, **upstreams: str) -> AsyncIterator[Gateway]:
             return False
 
         await eventually(up)
+        await eventually(lambda: traffic.received)  # of that question
         yield gateway
     finally:
         process.terminate()
