@@ -13,6 +13,7 @@ from typing import TextIO
 from hasupervisor.ctl.text import Paint, cut, width
 
 _CODES = {"green": "32", "yellow": "33", "red": "31", "bold": "1"}
+_DURATIONS = re.compile(r"\b\d+(\.\d+)? (s|min)\b")
 _ESCAPES = re.compile(r"\x1b\[[0-9;]*m")
 
 
@@ -66,14 +67,15 @@ class Progress:
         self._last = ""
 
     def show(self, sentence: str, spent: str) -> None:
-        """`spent`, the time gone by, is not a change."""
+        """Time gone by is no change: neither `spent` nor the durations in the sentence ("12 s of at most 600 s")."""
+        told = _DURATIONS.sub("", sentence)
         if self._rewrites:
             columns = columns_of(sys.stderr) or 80
             sys.stderr.write(f"\r\x1b[K{cut(f'{sentence} ({spent})', columns - 1)}")
             sys.stderr.flush()
-        elif sentence != self._last:
+        elif told != self._last:
             say(sentence)
-        self._last = sentence
+        self._last = told
 
     def clear(self) -> None:
         """Give the line back."""

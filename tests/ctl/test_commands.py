@@ -45,6 +45,12 @@ def test_autoscale_status_is_the_daemons_sentence_and_its_numbers(hactl: Run, da
     )
 
 
+def test_autoscale_status_shows_a_pause(hactl: Run, daemon: StandIn) -> None:
+    daemon.state.status = documents.status(paused=documents.PAUSED)
+    lines = hactl("autoscale", "status").stdout.splitlines()
+    assert lines[1:] == ["PAUSED for 3m12s by alice (uid 1000), 6m48s to go: new driver", "    chatglm-hactl resume"]
+
+
 @pytest.mark.parametrize(("word", "enabled", "mode"), [("on", True, "auto"), ("off", False, "manual")])
 def test_autoscale_is_switched(hactl: Run, daemon: StandIn, word: str, enabled: bool, mode: str) -> None:
     result = hactl("autoscale", word)

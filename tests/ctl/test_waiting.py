@@ -39,6 +39,13 @@ def test_scale_waits_until_it_is_done_and_writes_a_line_for_each_change(
     assert daemon.state.asked("POST", "/v1/scale")[0].body == {"n": 4, "force": False, "dry_run": False}
 
 
+def test_time_that_goes_by_is_no_change(on_pipe: Callable[..., Pipe], daemon: StandIn) -> None:
+    daemon.state.move(*(operation(f"chatglm-03 loads ({spent} s of at most 10 min)") for spent in (0, 1.5, 12)), DONE)
+    with on_pipe("scale", "4") as scale:
+        assert scale.end() == 0
+    assert scale.stderr.count("chatglm-03 loads") == 1
+
+
 def test_on_a_terminal_the_progress_is_one_line_that_is_rewritten(
     on_terminal: Callable[..., Terminal], daemon: StandIn
 ) -> None:

@@ -7,6 +7,7 @@ import click
 from hasupervisor.ctl.commandline import Group, Settings
 from hasupervisor.ctl.document import Document
 from hasupervisor.ctl.errors import Exit
+from hasupervisor.ctl.render import banners
 from hasupervisor.ctl.screen import emit, emit_json, say
 from hasupervisor.ctl.text import clean, number
 
@@ -33,7 +34,7 @@ def status(ctx: click.Context) -> int:
     if settings.json:
         emit_json(autoscale.raw)
         return Exit.DONE
-    emit(_sentence(autoscale))
+    emit(_sentence(autoscale), *banners(settings.client.get("/v1/status"), settings.paint))
     inputs = autoscale.maybe_part("inputs")
     emit(*(f"  {key:<24} {clean(str(value))}" for key, value in (inputs.raw if inputs else {}).items()))
     return Exit.DONE
