@@ -48,9 +48,13 @@ def judge(seen: Seen, policy: Policy, now: float) -> Verdict:
     if probe is None or probe.runtime_id != fact.runtime_id:
         return Verdict(VerdictKind.UNKNOWN, "not asked yet")
     proven = bool(probe.prompt_ok) or _has_served(seen.record, fact)
-    if probe.failures:
-        return _unanswered(fact, probe, seen.traffic, policy, now, proven=proven)
-    return _answered(seen, fact, probe, policy, now, proven=proven)
+    if not probe.failures:
+        return _answered(seen, fact, probe, policy, now, proven=proven)
+    if proven and probe.failures < policy.failures and probe.miss is not Miss.REFUSED:
+        last = _answered(seen, fact, probe, policy, now, proven=proven)  # one miss makes nothing better, nor worse
+        missed = f"missed {probe.failures} of {policy.failures} probes ({probe.error})"
+        return Verdict(last.kind, missed) if last.kind is VerdictKind.SERVING else last
+    return _unanswered(fact, probe, seen.traffic, policy, now, proven=proven)
 
 
 def _has_served(record: Record, fact: Fact) -> bool:
@@ -145,8 +149,6 @@ def _unanswered(
         return _loading(fact, policy, now, f"does not answer yet ({probe.error})")
     if probe.miss is Miss.REFUSED:
         return _refusing(probe, policy, now)
-    if probe.failures < policy.failures:
-        return Verdict(VerdictKind.SERVING, f"missed {probe.failures} of {policy.failures} probes ({probe.error})")
     moved = progressed_at(probe, traffic)
     since_moved = now - moved if moved is not None else None
     if not traffic.in_flight_known:
