@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from hasupervisor.model import Miss, Phase, Policy, ProbeView, Seen, Verdict, VerdictKind
 
 TOGETHER = 10.0
-"""Seconds within which instances must turn bad to have one cause: two probe rounds at the slowest usual settings."""
+"""Seconds within which instances must turn bad to have one cause; two probe rounds where those take longer."""
 
 HOLD = 30.0
 """Seconds for which a common cause holds all restarts; then one instance is tried, to see whether a restart helps."""
@@ -23,16 +23,26 @@ class CommonCause:
     names: frozenset[str]  # those whose processes live
     since: float
     served: int
+    within: float
     tried: str | None = None  # the one that was restarted to see whether it helps, and that does not serve yet
 
     def sentence(self, now: float) -> str:
         return (
-            f"{len(self.names)} of {self.served} instances turned bad within {TOGETHER:.0f} s while their processes "
+            f"{len(self.names)} of {self.served} instances turned bad within {self.within:.0f} s while their processes "
             f"live ({now - self.since:.0f} s ago): one cause outside them"
         )
 
 
 Pairs = Sequence[tuple[Seen, Verdict]]
+
+
+@dataclass(frozen=True, slots=True)
+class Around:
+    """What the other instances mean for the healing of one."""
+
+    pairs: Pairs
+    cause: CommonCause | None
+    disturbed: str | None  # healing has ended its living process, and it does not serve again yet
 
 
 def common_cause(pairs: Pairs, policy: Policy, now: float) -> CommonCause | None:
@@ -41,36 +51,41 @@ def common_cause(pairs: Pairs, policy: Policy, now: float) -> CommonCause | None
     A busy one whose probes fail counts as well: its users prove that the probes are wrong. So does one that healing
     has ended and that does not serve again yet: the cause is not over because one of two is being restarted.
     """
-    alive = {s.record.name: s for s, _ in pairs if _has_served(s)}
-    ailing = {s.record.name: _onset(s, now) for s, v in pairs if s.record.name in alive and _ails(s, v, policy)}
-    ended = [s.record for s, _ in pairs if s.record.disturbed_at is not None and s.record.name not in ailing]
-    tried = {record.name: at for record in ended if (at := record.bad_since) is not None}
-    onsets = sorted([*ailing.values(), *tried.values()])
-    served = len(alive.keys() | tried.keys())
-    really = any(v.kind in _BAD for s, v in pairs if s.record.name in ailing)
-    if not really or len(onsets) < 2 or 2 * len(onsets) <= served or onsets[-1] - onsets[0] > TOGETHER:
+    within = max(TOGETHER, 2.0 * (policy.interval + policy.timeout))
+    alive = {s.record.name for s, _ in pairs if _has_served(s)}
+    ailing = {s.record.name: onset(s, now) for s, v in pairs if s.record.name in alive and _ails(s, v, policy)}
+    ended = [s.record for s, _ in pairs if s.record.disturbed_at is not None and s.record.stuck is None]
+    tried = {r.name: at for r in ended if (at := r.bad_since) is not None and r.name not in ailing}
+    since, together = _together({**ailing, **tried}, within)
+    served = len(alive | together)
+    really = any(v.kind in _BAD for s, v in pairs if s.record.name in together & ailing.keys())
+    if not really or len(together) < 2 or 2 * len(together) <= served:
         return None
-    return CommonCause(frozenset(ailing), since=onsets[0], served=served, tried=min(tried, default=None))
+    names = together & ailing.keys()
+    return CommonCause(names, since, served, within, tried=min(together & tried.keys(), default=None))
 
 
-def why_no_disturbance(
-    seen: Seen, verdict: Verdict, pairs: Pairs, cause: CommonCause | None, policy: Policy, now: float
-) -> str | None:
-    """Why healing must leave this living process alone now, or None."""
-    name = seen.record.name
+def onset(seen: Seen, now: float) -> float:
+    """Since when it has been bad: from the first probe of those that it misses."""
+    probe, record = seen.probe, seen.record
+    first = probe.first_failure_at if probe is not None and probe.failures else None
+    return min((at for at in (first, record.bad_since) if at is not None), default=now)
+
+
+def why_no_disturbance(seen: Seen, verdict: Verdict, around: Around, policy: Policy, now: float) -> str | None:
+    """Why healing must leave this living process alone now, or None. One that never served can disturb nobody."""
+    name, cause = seen.record.name, around.cause
+    if not _has_served(seen):
+        return None
     if cause is not None and name in cause.names:
         if now - cause.since < HOLD:
             return cause.sentence(now)
         if cause.tried is not None and cause.tried != name:
             return f"common cause: {cause.tried} is restarted first, to see whether it helps"
-    return _why_alone(seen, pairs, policy, now)
-
-
-def why_one_at_a_time(name: str, verdict: Verdict, disturbed: str | None) -> str | None:
-    """Why `name` waits for the one whose living process healing has ended. Users wait in a hung one: it does not."""
-    if disturbed is None or disturbed == name or verdict.kind is VerdictKind.HUNG:
-        return None
-    return f"waits until {disturbed} serves again: one is restarted at a time"
+    alone = _why_alone(seen, around.pairs, policy, now)
+    if alone is not None or around.disturbed in (None, name) or verdict.kind is VerdictKind.HUNG:
+        return alone  # users wait in a hung one: it is not kept waiting for another one's turn
+    return f"waits until {around.disturbed} serves again: one is restarted at a time"
 
 
 def _why_alone(seen: Seen, pairs: Pairs, policy: Policy, now: float) -> str | None:
@@ -99,7 +114,7 @@ def _heard_since(probe: ProbeView, since: float) -> bool:
 
 def _has_served(seen: Seen) -> bool:
     """A living process that is or was in rotation."""
-    alive = seen.fact is not None and seen.fact.phase is Phase.RUNNING
+    alive = seen.fact is not None and seen.fact.phase is Phase.RUNNING and seen.record.stuck is None
     return alive and (seen.record.in_rotation or seen.record.serving_since is not None)
 
 
@@ -107,7 +122,7 @@ def _ails(seen: Seen, verdict: Verdict, policy: Policy) -> bool:
     return verdict.kind in _BAD or (seen.probe is not None and seen.probe.failures >= policy.failures)
 
 
-def _onset(seen: Seen, now: float) -> float:
-    probe, record = seen.probe, seen.record
-    first = probe.first_failure_at if probe is not None and probe.failures else None
-    return min((at for at in (first, record.bad_since) if at is not None), default=now)
+def _together(onsets: Mapping[str, float], within: float) -> tuple[float, frozenset[str]]:
+    """The largest group that turned bad within so many seconds, and since when; the latest where two are as large."""
+    groups = [(at, frozenset(n for n, other in onsets.items() if at <= other <= at + within)) for at in onsets.values()]
+    return max(groups, key=lambda group: (len(group[1]), group[0]), default=(0.0, frozenset()))

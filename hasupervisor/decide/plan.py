@@ -120,8 +120,8 @@ def _turns(world: World, verdicts: tuple[Verdict, ...], cause: brakes.CommonCaus
     turns: list[Turn] = []
     for seen, verdict in pairs:
         name = seen.record.name
-        brake = brakes.why_no_disturbance(seen, verdict, pairs, cause, world.policy, world.now)
-        brake = brake or brakes.why_one_at_a_time(name, verdict, disturbed)
+        others = brakes.Around(pairs, cause, disturbed)
+        brake = brakes.why_no_disturbance(seen, verdict, others, world.policy, world.now)
         in_cause = cause is not None and name in cause.names
         around = _Around(
             loading=loading,
@@ -167,6 +167,7 @@ def _gate(seen: Seen, world: World, around: _Around) -> Gate:
         paused=None if _by_hand(record, world) else _paused(world),
         no_start=placement.why_no_start(record.name, around.loading, world.policy),
         no_disturbance=around.brake,
+        bad_since=brakes.onset(seen, world.now),
         drained=record.name in world.wants.drained,
         list_is_old=_list_is_old(seen, world),
         routed=routed,

@@ -45,6 +45,7 @@ class Gate:
     paused: str | None = None
     no_start: str | None = None  # another one loads on the same place
     no_disturbance: str | None = None  # a brake: living processes are left alone
+    bad_since: float = 0.0  # if it is bad: since when
     drained: bool = False
     list_is_old: bool = False  # the runtime's list was made before the last step on this instance ended
     routed: bool = False  # nginx may send it new requests, as far as is proven
@@ -269,6 +270,7 @@ def _heal(record: Record, fact: Fact, verdict: Verdict, gate: Gate) -> Turn:
     held = gate.asleep or gate.paused or gate.no_disturbance
     if held is not None:
         return _suspect(record, f"{verdict.sentence}; left alone: {held}", gate)
+    record = replace(record, bad_since=gate.bad_since)
     if verdict.kind is VerdictKind.HUNG:
         record = replace(fail(record, verdict.sentence, gate, ended=fact.runtime_id), disturbed_at=gate.now)
         step = Step(StepKind.KILL, record.name, verdict.sentence, runtime_id=fact.runtime_id)
@@ -294,7 +296,7 @@ def _leave(record: Record, fact: Fact, in_flight: int, known: bool, verdict: Ver
     record = replace(record, leaving=leaving)
     if leaving.quiet_since is not None and gate.now - leaving.quiet_since >= QUIET:
         return _stop(record, fact, StepKind.STOP, leaving.why, gate)
-    if verdict.kind is VerdictKind.HUNG:
+    if verdict.kind is VerdictKind.HUNG and gate.no_disturbance is None:
         return _stop(record, fact, StepKind.KILL, f"{leaving.why}; {verdict.sentence}", gate)
     waited, limit = _drain_time(leaving, verdict, gate)
     if waited >= limit:
@@ -312,7 +314,8 @@ def _wait(leaving: Leaving, gate: Gate, *, quiet: bool) -> Leaving:
 
 def _drain_time(leaving: Leaving, verdict: Verdict, gate: Gate) -> tuple[float, float]:
     """Seconds waited, and when that is enough. One that can serve is not stopped while nginx sends it requests."""
-    since = leaving.since if verdict.kind in _FAILED else leaving.unrouted_since
+    failed = verdict.kind in _FAILED and gate.no_disturbance is None
+    since = leaving.since if failed else leaving.unrouted_since
     limit = gate.policy.drain_timeout
     if leaving.cause is Cause.HEAL:
         limit = min(limit, gate.policy.hang_after)
