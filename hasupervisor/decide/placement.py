@@ -7,6 +7,9 @@ from collections.abc import Mapping
 from hasupervisor.model import Phase, Policy, Seen, State, StepKind, Verdict, VerdictKind
 
 
+_PROVEN = (VerdictKind.SERVING, VerdictKind.BUSY)
+
+
 def is_loading(seen: Seen, verdict: Verdict, *, unlisted: bool) -> bool:
     """Whether this instance takes up the place that starts need: being started, or alive and not proven yet.
 
@@ -16,7 +19,7 @@ def is_loading(seen: Seen, verdict: Verdict, *, unlisted: bool) -> bool:
         return True
     alive = seen.fact is not None and seen.fact.phase is Phase.RUNNING
     never_served = seen.record.serving_since is None and not seen.record.in_rotation
-    return alive and never_served and verdict.kind in (VerdictKind.LOADING, VerdictKind.UNKNOWN)
+    return alive and never_served and seen.record.stuck is None and verdict.kind not in _PROVEN
 
 
 def _just_started(seen: Seen) -> bool:
