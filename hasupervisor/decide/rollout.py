@@ -133,10 +133,17 @@ def _restart(operation: Operation, standings: Mapping[str, Standing], world: Wor
     moved = standing.record.operation == operation.id or _restarted(standing.record, operation)
     if standing.state is State.SERVING and moved and standing.record.leaving is None:
         return _restart(replace(operation, targets=operation.targets[1:]), standings, world)
-    if standing.state is State.PARKED or (standing.state is State.BACKOFF and standing.record.failures):
-        sentence = f"{done} of {operation.total} restarted; stopped at {target}, which is {standing.reason}"
+    if _given_up(standing, drained=target in world.wants.drained):
+        sentence = f"{done} of {operation.total} restarted; stopped at {target}: {standing.reason}"
         return _end(operation, OperationState.FAILED, sentence, world)
     return replace(operation, sentence=f"{done} of {operation.total} restarted; {target}: {standing.reason}")
+
+
+def _given_up(standing: Standing, *, drained: bool) -> bool:
+    record = standing.record
+    if record.stuck is not None or record.parked_at is not None or (drained and not standing.exists):
+        return True
+    return standing.state is State.BACKOFF and bool(record.failures)
 
 
 def _drained(operation: Operation, standings: Mapping[str, Standing], world: World) -> Operation:
