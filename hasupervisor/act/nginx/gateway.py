@@ -12,7 +12,7 @@ import structlog
 
 from hasupervisor.act.nginx import own, process
 from hasupervisor.act.nginx.delivery import Delivery
-from hasupervisor.act.nginx.files import rotate, text_of
+from hasupervisor.act.nginx.files import text_of
 from hasupervisor.act.nginx.program import Control, DirectControl
 from hasupervisor.act.nginx.room import Room
 from hasupervisor.act.nginx.settings import NginxSettings, NginxTrouble
@@ -244,6 +244,7 @@ class Gateway:
             self._confirmed = False
             self._publish()
             await delivery.commit(staged)
+            self._publish()
         master = await delivery.activate()
         if master != self._master.pid:
             self._master.follow(master)
@@ -327,8 +328,11 @@ class Gateway:
             self._wake.set()
         if not self._room.open:
             await self._open_room()
-        if self._settings.own:
-            await self._rotate_logs()
+        if self._settings.own and self._master.pid is not None:
+            try:
+                await asyncio.to_thread(own.bound_logs, self._settings.dir, self._master.pid)
+            except OSError as error:
+                log.warning("cannot bound nginx's logs", reason=str(error))
 
     async def _ask(self) -> None:
         answer = await self._delivery.ask()
@@ -345,14 +349,6 @@ class Gateway:
         if answer.generation != disk:
             self._live_generation, self._confirmed = answer.generation, False
             self._wake.set()
-
-    async def _rotate_logs(self) -> None:
-        grown = False
-        for name in ("access.log", "error.log"):
-            path = self._settings.dir / name
-            grown |= await asyncio.to_thread(rotate, path, own.LOG_LIMIT_BYTES, own.LOG_KEEP)
-        if grown and self._master.pid is not None:
-            own.reopen_logs(self._master.pid)
 
     # --- what is shown -------------------------------------------------------------------------------------------
 

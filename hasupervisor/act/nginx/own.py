@@ -8,14 +8,21 @@ import os
 import signal
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
+from typing import TypeVar
 
 from hasupervisor.act.nginx import process
+from hasupervisor.act.nginx.files import rotate
 from hasupervisor.act.nginx.layout import Layout
 from hasupervisor.act.nginx.program import COMMAND_DEADLINE_S, command_line, run, words
 from hasupervisor.act.nginx.settings import NginxSettings, NginxTrouble, parse_listen
 
+T = TypeVar("T")
+
 LOG_LIMIT_BYTES = 10 * 1024 * 1024
 LOG_KEEP = 5
+
+APPEAR_S = 2.0  # from the end of the starting command until the master shows
 
 # An orphan lets its port go within milliseconds of SIGQUIT, unless it hangs.
 ORPHAN_STEPS = ((signal.SIGQUIT, 1.0), (signal.SIGTERM, 0.5), (signal.SIGKILL, 1.0))
@@ -27,7 +34,8 @@ async def start(settings: NginxSettings, layout: Layout) -> int:
     ran = await run(command_line(settings), COMMAND_DEADLINE_S, cwd=settings.dir)
     if not ran.ok:
         raise NginxTrouble(f"cannot start nginx: {_with_holder(settings, words(ran.output))}")
-    master = process.find_master(layout)
+    # The command ends when nginx has gone into the background, a moment before there is a pid file and a title.
+    master = await _until(lambda: process.find_master(layout), APPEAR_S)
     if master is None:
         raise NginxTrouble(f"nginx started and ended at once: {layout.error_log} may say why")
     return master
@@ -56,10 +64,12 @@ async def retire_orphans(settings: NginxSettings) -> None:
         await _until(partial(_all_retired, waiting), patience)
 
 
-def reopen_logs(master: int) -> None:
-    """Tells nginx to write to new log files after the old ones were moved."""
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(master, signal.SIGUSR1)
+def bound_logs(folder: Path, master: int, limit: int = LOG_LIMIT_BYTES, keep: int = LOG_KEEP) -> None:
+    """Moves logs that have grown over `limit` bytes aside and has nginx write to new ones. Raises OSError."""
+    moved = [rotate(folder / name, limit, keep) for name in ("access.log", "error.log")]
+    if any(moved):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(master, signal.SIGUSR1)
 
 
 async def shutdown(layout: Layout, patience: float) -> None:
@@ -79,11 +89,10 @@ def _all_retired(pids: set[int]) -> bool:
     return all(process.retired(pid) for pid in pids)
 
 
-async def _until(condition: Callable[[], bool], patience: float) -> bool:
+async def _until(condition: Callable[[], T], patience: float) -> T:
+    """Asks until it says something true or `patience` seconds have passed; returns the last answer."""
     loop = asyncio.get_running_loop()
     deadline = loop.time() + patience
-    while not condition():
-        if loop.time() >= deadline:
-            return False
+    while not (answer := condition()) and loop.time() < deadline:  # noqa: ASYNC110 - /proc tells nobody
         await asyncio.sleep(0.005)
-    return True
+    return answer
