@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import re
 import time
 from collections.abc import AsyncIterator
@@ -16,7 +17,7 @@ from hasupervisor.model import Fact
 from hasupervisor.runtimes import docker_launch, docker_view
 from hasupervisor.runtimes.base import Launch, LaunchFailed, RuntimeTrouble, Stuck
 from hasupervisor.runtimes.docker_launch import HOST_NETWORK, DockerSettings
-from hasupervisor.runtimes.docker_streams import Events, Output, tail
+from hasupervisor.runtimes.docker_streams import Event, Events, Output, tail
 from hasupervisor.runtimes.docker_view import Details, Entry
 from hasupervisor.runtimes.dockerd import Deadlines, Dockerd, NoAnswer, said
 from hasupervisor.runtimes.ports import is_free
@@ -48,6 +49,7 @@ class DockerRuntime:
         self._dockerd = Dockerd(settings.host, self._deadlines)
         self._direct: bool | None = None  # whether a container's own address can be reached; None: not asked yet
         self._known: dict[str, _Known] = {}
+        self._died: dict[str, int] = {}  # by container id: exit codes that events told, until it is started or removed
         self._inspections: dict[str, asyncio.Task[None]] = {}
         self._streams: set[Events | Output] = set()
 
@@ -58,7 +60,8 @@ class DockerRuntime:
     # --- seeing -------------------------------------------------------------------------------------------------------
 
     async def list(self) -> list[Fact]:
-        entries = [e for e in await self._entries() if docker_view.is_ours(e, self._settings.service)]
+        ours = [e for e in await self._entries() if docker_view.is_ours(e, self._settings.service)]
+        entries = self._with_deaths(ours)
         direct = await self._reaches_directly()
         await self._inspect_changed(entries)
         return [docker_view.fact(entry, self._details(entry), direct) for entry in entries]
@@ -78,15 +81,27 @@ class DockerRuntime:
         self._streams.add(events)
         try:
             async with aclosing(events.items()) as items:
-                async for name, container_id in items:
-                    if container_id:
-                        self._known.pop(container_id, None)
-                    else:  # dockerd was away, or we were: what was inspected before may be old
-                        self._known.clear()
-                        self._direct = None
-                    yield name
+                async for event in items:
+                    self._learn(event)
+                    yield event.name
         finally:
             self._streams.discard(events)
+
+    def _learn(self, event: Event) -> None:
+        self._known.pop(event.container_id, None)
+        if not event.name:  # dockerd was away, or we were: what was known before may be old
+            self._known.clear()
+            self._died.clear()
+            self._direct = None
+        elif event.action == "die" and event.exit_code is not None:
+            self._died[event.container_id] = event.exit_code
+        elif event.action in ("start", "destroy"):
+            self._died.pop(event.container_id, None)
+
+    def _with_deaths(self, entries: Entries) -> Entries:
+        """The list, corrected: dockerd tells of a death before its own list knows of it."""
+        dead = {key: {"State": "exited", "Status": f"Exited ({code}) just now"} for key, code in self._died.items()}
+        return [{**e, **dead.get(e["Id"], {})} if e["State"] == "running" else e for e in entries]
 
     async def _entries(self) -> Entries:
         # The SDK's containers.list() would inspect each one, and one that is stuck would block them all.
@@ -131,7 +146,9 @@ class DockerRuntime:
             self._known[key] = _Known(state, kept, time.monotonic() + INSPECT_AGAIN)
             return
         found = docker_view.details(inspected, *docker_view.now_both())
-        self._known[key] = _Known(str(inspected["State"]["Status"]), found, time.monotonic() + DETAILS_AGE)
+        # Spread, so that instances that were adopted together are not all inspected together ever after.
+        fresh_until = time.monotonic() + DETAILS_AGE * random.uniform(0.5, 1.0)
+        self._known[key] = _Known(str(inspected["State"]["Status"]), found, fresh_until)
 
     async def _reaches_directly(self) -> bool:
         """Whether nginx and the probes go to a container's own address rather than to its published port."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import AsyncGenerator, Iterator, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any
 
 import docker
@@ -26,6 +27,16 @@ EVENTS = ("create", "start", "die", "oom", "pause", "unpause", "stop", "destroy"
 LOST = (OSError, requests.RequestException, urllib3.exceptions.HTTPError, DockerException)
 
 
+@dataclass(frozen=True, slots=True)
+class Event:
+    """What happened to a container of ours; without a name: the stream was opened, something may have been missed."""
+
+    name: str = ""
+    container_id: str = ""
+    action: str = ""
+    exit_code: int | None = None  # with "die", as Docker counts
+
+
 class Events:
     """One stream of events, opened again whenever it is lost."""
 
@@ -33,26 +44,25 @@ class Events:
         self._dockerd = dockerd
         self._filters = {"type": "container", "label": f"{labels.SERVICE}={service}", "event": list(EVENTS)}
         self._stream: CancellableStream[Any] | None = None
-        self._feed: Feed[tuple[str, str]] = Feed("docker events", self._produce, self._interrupt)
+        self._feed: Feed[Event] = Feed("docker events", self._produce, self._interrupt)
 
-    def items(self) -> AsyncGenerator[tuple[str, str], None]:
-        """(instance name, container id) of each event; ("", "") after each opening: something may have been missed."""
+    def items(self) -> AsyncGenerator[Event, None]:
         return self._feed.items()
 
     def end(self) -> None:
         self._feed.end()
 
-    def _produce(self, feed: Feed[tuple[str, str]]) -> None:
+    def _produce(self, feed: Feed[Event]) -> None:
         pause = BACKOFF
         while not feed.left.is_set():
             # Suppressed: that dockerd cannot be asked is said by `list`, which is asked all the time.
             with suppress(*LOST):
                 self._stream = self._dockerd.client(None).events(decode=True, filters=self._filters)
                 pause = BACKOFF
-                if not feed.emit(("", "")):
+                if not feed.emit(Event()):
                     return
-                for event in self._stream:
-                    if not feed.emit(named(event)):
+                for message in self._stream:
+                    if not feed.emit(event(message)):
                         return
             self._dockerd.forget()
             feed.left.wait(pause * random.uniform(0.5, 1.0))
@@ -62,9 +72,16 @@ class Events:
         close(self._stream)
 
 
-def named(event: Mapping[str, Any]) -> tuple[str, str]:
-    actor = event.get("Actor") or {}
-    return str((actor.get("Attributes") or {}).get(labels.NAME, "")), str(actor.get("ID", ""))
+def event(message: Mapping[str, Any]) -> Event:
+    actor = message.get("Actor") or {}
+    attributes = actor.get("Attributes") or {}
+    code = str(attributes.get("exitCode", ""))
+    return Event(
+        name=str(attributes.get(labels.NAME, "")),
+        container_id=str(actor.get("ID", "")),
+        action=str(message.get("Action", "")),
+        exit_code=int(code) if code.isdigit() else None,
+    )
 
 
 class Output:
