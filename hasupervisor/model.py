@@ -79,6 +79,7 @@ class Fact:
     started_at: float | None = None  # monotonic; None: has not run
     pid: int | None = None  # of its main process, as seen from the host
     exit_code: int | None = None  # negative: killed by that signal
+    died_at: float | None = None  # its process is known to have ended then, and the runtime has not said so yet
     oom_killed: bool = False
     image: str = ""  # image reference, or the command for a process
     gpus: tuple[str, ...] = ()  # UUIDs

@@ -29,6 +29,9 @@ was just making is seen by then."""
 _FAILED = (VerdictKind.HUNG, VerdictKind.SICK, VerdictKind.DEAD)
 
 
+HOW = 2.0
+"""Seconds that the runtime has to say how a process ended that is known to have ended: it is milliseconds behind."""
+
 TROUBLE_RETRY = 10.0
 """Seconds until a start is tried again that the runtime's own trouble prevented."""
 
@@ -147,8 +150,9 @@ def _under_way(record: Record, acting: str, gate: Gate) -> Turn:
     if acting == StepKind.START:
         return Turn(record, State.STARTING, "is being started")
     why = record.leaving.why if record.leaving else (record.last_failure.reason if record.last_failure else "")
+    what = "what is left of it is removed" if acting == StepKind.CLEAR else "is being ended"
     record = replace(record, in_rotation=False)
-    return Turn(record, State.STOPPING, f"is being ended: {why}" if why else "is being ended")
+    return Turn(record, State.STOPPING, f"{what}: {why}" if why else what)
 
 
 def _absent(record: Record, gate: Gate) -> Turn:
@@ -182,6 +186,9 @@ def _ended(record: Record, fact: Fact, verdict: Verdict, gate: Gate) -> Turn:
     """Its process is gone, its remains are there: count the end once, keep its last words, clear them away."""
     record = replace(record, in_rotation=False)
     if record.ended != fact.runtime_id:
+        if fact.died_at is not None and (gate.asleep is not None or gate.now - fact.died_at < HOW):
+            state = State.STOPPING if record.leaving else State.SUSPECT
+            return Turn(record, state, f"its process has ended; {gate.asleep or 'the runtime will say how'}")
         if record.leaving is None:
             record = fail(record, verdict.sentence, gate, ended=fact.runtime_id)
         else:

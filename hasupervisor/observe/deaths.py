@@ -32,10 +32,11 @@ class Life:
 class Deaths:
     """Watches the processes of instances; `on_death` is called, in the event loop, when one has ended."""
 
-    def __init__(self, on_death: Callable[[], None]) -> None:
+    def __init__(self, on_death: Callable[[], None], clock: Callable[[], float] = time.monotonic) -> None:
         self._on_death = on_death
+        self._clock = clock
         self._watched: dict[Life, int] = {}  # -> pidfd
-        self._dead: set[Life] = set()
+        self._dead: dict[Life, float] = {}  # -> when
         self._complained = False
 
     def follow(self, facts: Sequence[Fact]) -> None:
@@ -43,15 +44,15 @@ class Deaths:
         lives = {life: fact for fact in facts if (life := life_of(fact)) is not None}
         for life in self._watched.keys() - lives.keys():
             self._unwatch(life)
-        self._dead &= lives.keys()
+        self._dead = {life: at for life, at in self._dead.items() if life in lives}
         for life, fact in lives.items():
             if life not in self._watched and life not in self._dead:
                 self._watch(life, fact)
 
-    def has_ended(self, fact: Fact) -> bool:
-        """Whether the process of that fact is known to be gone, whatever the runtime still says."""
+    def ended_at(self, fact: Fact) -> float | None:
+        """When the process of that fact was seen to end, whatever the runtime still says; None: it was not."""
         life = life_of(fact)
-        return life is not None and life in self._dead
+        return self._dead.get(life) if life is not None else None
 
     def close(self) -> None:
         """Watches nobody any more."""
@@ -78,7 +79,7 @@ class Deaths:
 
     def _died(self, life: Life) -> None:
         self._unwatch(life)
-        self._dead.add(life)
+        self._dead[life] = self._clock()
         self._on_death()
 
     def _unwatch(self, life: Life) -> None:

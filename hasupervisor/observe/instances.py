@@ -35,7 +35,7 @@ class InstanceSense:
         self._runtime = runtime
         self._on_change = on_change
         self._clock = clock
-        self._deaths = Deaths(self._someone_died)
+        self._deaths = Deaths(self._someone_died, clock)
         self._listed = RuntimeView()  # in the runtime's words
         self._view = RuntimeView()  # corrected
         self._strangers: frozenset[str] = frozenset()
@@ -139,7 +139,8 @@ class InstanceSense:
             self._on_change()
 
     def _corrected(self, fact: Fact) -> Fact:
-        return replace(fact, phase=Phase.EXITED) if self._deaths.has_ended(fact) else fact
+        died_at = self._deaths.ended_at(fact)
+        return fact if died_at is None else replace(fact, phase=Phase.EXITED, died_at=died_at)
 
 
 def _ordinal(n: int) -> str:

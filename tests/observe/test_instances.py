@@ -315,9 +315,9 @@ async def test_a_pid_that_is_somebody_elses_is_not_watched() -> None:
         deaths.follow([strange, gone, own])
         assert len(deaths._watched) == 1
         sleeper.kill()
-        await eventually(lambda: deaths.has_ended(own))
-        assert not deaths.has_ended(strange)
-        assert not deaths.has_ended(gone)
+        await eventually(lambda: deaths.ended_at(own))
+        assert deaths.ended_at(strange) is None
+        assert deaths.ended_at(gone) is None
         deaths.close()
 
 
@@ -330,7 +330,7 @@ async def test_a_process_named_like_a_trap_is_watched(tmp_path: Path) -> None:
         deaths.follow([trap])
         assert len(deaths._watched) == 1
         sleeper.kill()
-        await eventually(lambda: deaths.has_ended(trap))
+        await eventually(lambda: deaths.ended_at(trap))
         deaths.close()
 
 
@@ -350,7 +350,7 @@ async def test_descriptors_go_with_what_they_watched() -> None:
         deaths.follow(facts[:1])
         assert descriptors() == opened + 1
         one.kill()
-        await eventually(lambda: deaths.has_ended(facts[0]))
+        await eventually(lambda: deaths.ended_at(facts[0]))
         assert descriptors() == opened
         deaths.follow(facts)
         deaths.close()
