@@ -6,7 +6,6 @@ from collections.abc import Mapping
 
 from hasupervisor.model import Phase, Policy, Seen, State, StepKind, Verdict, VerdictKind
 
-
 _PROVEN = (VerdictKind.SERVING, VerdictKind.BUSY)
 
 
