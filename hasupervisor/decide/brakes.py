@@ -52,7 +52,7 @@ def common_cause(pairs: Pairs, policy: Policy, now: float) -> CommonCause | None
     has ended and that does not serve again yet: the cause is not over because one of two is being restarted.
     """
     within = max(TOGETHER, 2.0 * (policy.interval + policy.timeout))
-    alive = {s.record.name for s, _ in pairs if _has_served(s)}
+    alive = {s.record.name for s, _ in pairs if _is_proven(s)}
     ailing = {s.record.name: onset(s, now) for s, v in pairs if s.record.name in alive and _ails(s, v, policy)}
     ended = [s.record for s, _ in pairs if s.record.disturbed_at is not None and s.record.stuck is None]
     tried = {r.name: at for r in ended if (at := r.bad_since) is not None and r.name not in ailing}
@@ -73,9 +73,9 @@ def onset(seen: Seen, now: float) -> float:
 
 
 def why_no_disturbance(seen: Seen, verdict: Verdict, around: Around, policy: Policy, now: float) -> str | None:
-    """Why healing must leave this living process alone now, or None. One that never served can disturb nobody."""
+    """Why healing must leave this living process alone now, or None. One that was never proven serves nobody."""
     name, cause = seen.record.name, around.cause
-    if not _has_served(seen):
+    if not _is_proven(seen):
         return None
     if cause is not None and name in cause.names:
         if now - cause.since < HOLD:
@@ -93,7 +93,7 @@ def _why_alone(seen: Seen, pairs: Pairs, policy: Policy, now: float) -> str | No
     probe = seen.probe
     if probe is None or not probe.failures or probe.first_failure_at is None:
         return None
-    others = [s.probe for s, _ in pairs if s.record.name != seen.record.name and _has_served(s) and s.probe is not None]
+    others = [s.probe for s, _ in pairs if s.record.name != seen.record.name and _is_proven(s) and s.probe is not None]
     asked = probe.first_failure_at - (policy.timeout if probe.miss in (Miss.SILENT, Miss.CONNECT_TIMEOUT) else 0.0)
     if not others or any(_heard_since(other, asked) for other in others) or now - probe.first_failure_at >= HOLD:
         return None
@@ -112,10 +112,11 @@ def _heard_since(probe: ProbeView, since: float) -> bool:
     return probe.answered_at is not None and probe.answered_at > since
 
 
-def _has_served(seen: Seen) -> bool:
-    """A living process that is or was in rotation."""
-    alive = seen.fact is not None and seen.fact.phase is Phase.RUNNING and seen.record.stuck is None
-    return alive and (seen.record.in_rotation or seen.record.serving_since is not None)
+def _is_proven(seen: Seen) -> bool:
+    """A living process that has shown that it can serve: it is or was in rotation, or has answered a prompt."""
+    record, prompted = seen.record, seen.probe is not None and bool(seen.probe.prompt_ok)
+    alive = seen.fact is not None and seen.fact.phase is Phase.RUNNING and record.stuck is None
+    return alive and (record.in_rotation or record.serving_since is not None or prompted)
 
 
 def _ails(seen: Seen, verdict: Verdict, policy: Policy) -> bool:
