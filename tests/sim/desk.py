@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from hasupervisor.loop import Loop
-from hasupervisor.model import Note, Operation, OperationKind, OperationState, Pause, Wants
+from hasupervisor.model import Note, Operation, OperationKind, OperationState, Pause, State, Wants
 
 WHO = "operator (uid 1000)"
 
@@ -18,25 +18,36 @@ class Desk:
         self._count = 0
 
     def scale(self, loop: Loop, count: int, now: float, wall: float) -> None:
+        before = loop.wants.desired
         wants = replace(loop.wants, desired=count, mode="manual")
         self._want(loop, wants, f"{count} wanted")
         self._supersede(loop, OperationKind.SCALE, wall)
-        self._begin(loop, OperationKind.SCALE, (), count, now, wall)
+        self._begin(loop, OperationKind.SCALE, (), count, now, wall, (("desired", before),))
+
+    def busy(self, loop: Loop, names: tuple[str, ...]) -> bool:
+        """Whether a command is at work on one of them: then another one is refused."""
+        running = [o for o in loop.operations if o.state is OperationState.RUNNING]
+        return any(name in o.targets for o in running for name in names)
+
+    def last(self, loop: Loop, name: str) -> bool:
+        """Whether it is the only one that serves: then it is not taken away without `--force`."""
+        serving = [r.name for r in loop.records().values() if r.state is State.SERVING]
+        return serving == [name]
 
     def restart(self, loop: Loop, names: tuple[str, ...], now: float, wall: float) -> None:
-        self._supersede(loop, OperationKind.RESTART, wall)
-        self._begin(loop, OperationKind.RESTART, names, len(names), now, wall)
+        records = loop.records()
+        before = tuple((name, records[name].restarts) for name in names if name in records)
+        self._begin(loop, OperationKind.RESTART, names, len(names), now, wall, before)
 
     def drain(self, loop: Loop, name: str, now: float, wall: float) -> None:
         wants = replace(loop.wants, drained=loop.wants.drained | {name})
         self._want(loop, wants, f"{name} is to be drained")
-        self._supersede(loop, OperationKind.UNDRAIN, wall, name)
         self._begin(loop, OperationKind.DRAIN, (name,), 1, now, wall)
 
     def undrain(self, loop: Loop, name: str, now: float, wall: float) -> None:
+        self._supersede(loop, OperationKind.DRAIN, wall, name)
         wants = replace(loop.wants, drained=loop.wants.drained - {name})
         self._want(loop, wants, f"{name} is to serve again")
-        self._supersede(loop, OperationKind.DRAIN, wall, name)
         self._begin(loop, OperationKind.UNDRAIN, (name,), 1, now, wall)
 
     def pause(self, loop: Loop, seconds: float | None, wall: float) -> None:
@@ -47,10 +58,25 @@ class Desk:
         self._want(loop, replace(loop.wants, pause=None), "resumed")
 
     def cancel(self, loop: Loop, wall: float) -> None:
-        """Cancels whatever runs; what is done already stays done."""
+        """Cancels whatever runs and gives back what was wanted before; what is done already stays done."""
         for operation in loop.operations:
-            if operation.state is OperationState.RUNNING:
-                self._stop(loop, operation, f"cancelled by {WHO}", wall)
+            if operation.state is not OperationState.RUNNING:
+                continue
+            wants, targets = loop.wants, frozenset(operation.targets)
+            match operation.kind:
+                case OperationKind.SCALE:
+                    self._want(loop, replace(wants, desired=dict(operation.before)["desired"]), "scale is called off")
+                case OperationKind.DRAIN:
+                    self._want(loop, replace(wants, drained=wants.drained - targets), "drain is called off")
+                case OperationKind.UNDRAIN:
+                    self._want(loop, replace(wants, drained=wants.drained | targets), "undrain is called off")
+                case OperationKind.RESTART:
+                    pass
+            self._stop(loop, operation, f"cancelled by {WHO}; what is done already stays done", wall)
+
+    def forget(self, names: frozenset[str]) -> None:
+        """Instances that were scaled away: whoever bears the name later is another one."""
+        self.wants = replace(self.wants, drained=self.wants.drained - names)
 
     def time_passes(self, wall: float) -> None:
         """A pause may have run out: the loop ends it by itself."""
@@ -73,9 +99,14 @@ class Desk:
         loop.replace_operation(ended)
 
     def _begin(
-        self, loop: Loop, kind: OperationKind, targets: tuple[str, ...], total: int, now: float, wall: float
+        self,
+        loop: Loop,
+        kind: OperationKind,
+        targets: tuple[str, ...],
+        total: int,
+        now: float,
+        wall: float,
+        before: tuple[tuple[str, int], ...] = (),
     ) -> None:
         self._count += 1
-        records = loop.records()
-        before = tuple((name, records[name].restarts) for name in targets if name in records)
-        loop.begin(Operation(f"op-{self._count}", kind, WHO, now, wall, targets, total, before=before))
+        loop.begin(Operation(f"op-{self._count}", kind, WHO, now, wall, targets, total, sentence="begun", before=before))

@@ -217,7 +217,9 @@ class Dockerd:
 
     def lie(self, miss: Miss, seconds: float) -> None:
         """From now on every health question fails, for so long, although everybody serves."""
-        self.lies, self.lies_since, self.lies_until = miss, self.engine.now, self.engine.now + seconds
+        if self.engine.now >= self.lies_until:
+            self.lies_since = self.engine.now
+        self.lies, self.lies_until = miss, max(self.lies_until, self.engine.now + seconds)
         for life in self.lives.values():
             life.lie, life.bad_at = miss, self.engine.now
         self.engine.after(seconds, self._stop_lying)

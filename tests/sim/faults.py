@@ -107,7 +107,8 @@ def lie_about_one(host: Host) -> None:
         life.lie, life.bad_at = host.rng.choice(LIES), host.engine.now
 
         def stop() -> None:
-            life.lie, life.bad_at = None, host.engine.now
+            life.lie = host.dockerd.lies if host.engine.now < host.dockerd.lies_until else None
+            life.bad_at = host.engine.now
 
         seconds = _later(host, 1.0, 60.0, stop)
         host.tell(f"FAULT health questions to {life.name} fail ({life.lie}) for {seconds:.1f} s")
@@ -259,18 +260,34 @@ def scale(host: Host) -> None:
 
 def restart(host: Host) -> None:
     names = _names(host)
-    if host.daemon is not None and names:
-        chosen = names if host.rng.random() < 0.4 else (host.rng.choice(names),)
+    if host.daemon is None or not names:
+        return
+    loop, everybody = host.daemon.loop, host.rng.random() < 0.4
+    chosen = names if everybody else (host.rng.choice(names),)
+    if everybody:
+        records = loop.records()
+        chosen = tuple(n for n in names if records[n].leaving is None and n in host.dockerd.lives)
+    chosen = tuple(n for n in chosen if loop.records()[n].stuck is None)
+    refused = not chosen or host.desk.busy(loop, chosen) or (_careful(host) and host.desk.last(loop, chosen[0]))
+    if not refused:
         host.tell(f"COMMAND restart {' '.join(chosen)}")
-        host.desk.restart(host.daemon.loop, chosen, host.engine.now, host.wall())
+        host.desk.restart(loop, chosen, host.engine.now, host.wall())
+
+
+def _careful(host: Host) -> bool:
+    """Without --force."""
+    return host.rng.random() < 0.7
 
 
 def drain(host: Host) -> None:
     names = _names(host)
-    if host.daemon is not None and names:
-        name = host.rng.choice(names)
+    if host.daemon is None or not names:
+        return
+    loop, name = host.daemon.loop, host.rng.choice(names)
+    refused = host.desk.busy(loop, (name,)) or loop.records()[name].stuck is not None
+    if not refused and not (_careful(host) and host.desk.last(loop, name)):
         host.tell(f"COMMAND drain {name}")
-        host.desk.drain(host.daemon.loop, name, host.engine.now, host.wall())
+        host.desk.drain(loop, name, host.engine.now, host.wall())
 
 
 def undrain(host: Host) -> None:

@@ -128,6 +128,7 @@ class Daemon:
         if not self.alive:
             return
         self._last = self.host.engine.now
+        self.host.desk.time_passes(self.host.wall())
         plan = self.loop.cycle()
         if self.loop.settled and self.settled_at is None:
             self.settled_at = self.host.engine.now
@@ -176,6 +177,7 @@ class Host:
         self.cycles = 0
         self.steps = 0
         self._calm_cycles = 0
+        self._there: frozenset[str] = frozenset()
 
     # --- time --------------------------------------------------------------------------------------------------------
 
@@ -268,7 +270,9 @@ class Host:
 
     def cycled(self, daemon: Daemon, plan: Plan) -> None:
         self.cycles += 1
-        self.desk.time_passes(self.wall())
+        there = frozenset(judged.record.name for judged in plan.instances)
+        self.desk.forget(self._there - there)
+        self._there = there
         self.watch.cycled(daemon, plan)
         self._calm_cycles = self._calm_cycles + 1 if self._calm(daemon, plan) else 0
 

@@ -79,7 +79,7 @@ def a_bad_one_is_taken_out(m: Moment) -> Iterator[str]:
     if not m.daemon.loop.settled:
         return
     routed = {route.address: route.name for route in m.plan.routing.routes}
-    able = [life for life in m.host.lives() if life.able and life.address in routed and life.lie is None]
+    able = [life for life in m.host.lives() if _heard(life) and life.address in routed]
     for address, name in routed.items():
         life = m.host.dockerd.at(address)
         bound = _seen_bad_within(m, life)
@@ -87,6 +87,12 @@ def a_bad_one_is_taken_out(m: Moment) -> Iterator[str]:
         if m.ledger.lasting(("bad", name), bad, m.now) > (bound or 0.0):
             what = life.mode if life is not None else "dead"
             yield f"{name} is {what} and stays in the routing for more than {bound:.1f} s, while others can serve"
+
+
+def _heard(life: Life) -> bool:
+    """Able to serve, and its probes say so."""
+    queued = life.traits.behind_queue and len(life.running) >= life.traits.slots
+    return life.able and life.lie is None and not queued
 
 
 def _seen_bad_within(m: Moment, life: Life | None) -> float | None:
@@ -161,7 +167,7 @@ def healing_needs_a_cause(m: Moment, s: Step) -> Iterator[str]:
 @step("2: at most one instance that could serve is disturbed at a time")
 def healing_disturbs_one_at_a_time(m: Moment, s: Step) -> Iterator[str]:
     life = _disturbed(m, s)
-    if life is None or not life.able or life.stuck:
+    if life is None or not life.able or not life.proven:
         return
     others = m.ledger.disturbed - {s.name}
     if others:
@@ -176,7 +182,8 @@ def a_common_cause_is_held(m: Moment, s: Step) -> Iterator[str]:
         return
     if m.now - since < 25.0:
         yield f"{s.name} was given {s.kind} {m.now - since:.1f} s after all probes began to fail"
-    others = m.ledger.restarted_in_common_cause - {s.name}
+    others = m.ledger.restarted_in_common_cause - {s.name} - m.daemon.loop.wants.drained
+    others &= m.daemon.loop.records().keys()
     if others:
         yield f"{s.name} was given {s.kind} as well as {', '.join(sorted(others))} while all probes fail"
 
@@ -184,7 +191,9 @@ def a_common_cause_is_held(m: Moment, s: Step) -> Iterator[str]:
 @cycle("4: instances in a common cause stay in the routing, since they may well serve")
 def a_common_cause_keeps_its_routing(m: Moment) -> Iterator[str]:
     since = m.ledger.everybody_lied_about_since
-    if since is None or not m.daemon.loop.settled or m.now - since < 1.0:
+    p = m.host.policy
+    noticed = p.interval + p.timeout * (p.failures + 0.25) + 1.0  # by all of them
+    if since is None or not m.daemon.loop.settled or m.now - since < noticed:
         return
     routed = {route.address for route in m.plan.routing.routes}
     lost = [
@@ -348,7 +357,7 @@ def everybody_has_a_reason(m: Moment) -> Iterator[str]:
     for judged in m.plan.instances:
         if not judged.reason.strip():
             yield f"{judged.record.name} is {judged.state} for no reason"
-        if judged.state is State.SERVING and judged.fact is None:
+        if m.daemon.loop.settled and judged.state is State.SERVING and judged.fact is None:
             yield f"{judged.record.name} is shown as serving although nothing runs"
 
 

@@ -38,6 +38,7 @@ class Ledger:
         self.restarted_in_common_cause: set[str] = set()
         self.served_at_start: frozenset[str] = frozenset()
         self._counted: set[str] = set()
+        self._operations: dict[str, str | None] = {}
         self._since: dict[Hashable, float] = {}
 
     def lasting(self, what: Hashable, holds: bool, now: float) -> float:
@@ -60,7 +61,9 @@ class Ledger:
     # --- what happens ------------------------------------------------------------------------------------------------
 
     def started(self) -> None:
-        """A daemon has started: waiting begins anew."""
+        """A daemon has started: waiting begins anew. It does not know whom an earlier one has restarted, and why."""
+        self.host.dockerd.lies_since = float("-inf")
+        self.everybody_lied_about_since = None
         self._since.clear()
         live = self.host.nginx.disk
         self.served_at_start = frozenset(
@@ -74,7 +77,7 @@ class Ledger:
         if ends and life is not None and life.alive and life.runtime_id == step.runtime_id:
             if self.cause(daemon, step) is Cause.HEAL:
                 self._failed(life)
-                if life.able and step.kind is StepKind.STOP:
+                if life.able and life.proven and step.kind is StepKind.STOP:
                     self.disturbed.add(step.name)
                 if self.everybody_lied_about_since is not None:
                     self.restarted_in_common_cause.add(step.name)
@@ -98,12 +101,20 @@ class Ledger:
                 self._counted.add(life.runtime_id) if record is not None and record.ended == life.runtime_id else None
         for name in [name for name in self.tries if name not in records]:
             del self.tries[name]
+        self.forgive(daemon)
+        self.disturbed = {name for name in self.disturbed if self._still_out(daemon, name)}
+        self._lies()
+
+    def forgive(self, daemon: Daemon) -> None:
+        """A person who restarts an instance forgives its failures; each when its turn has come."""
         for operation in daemon.loop.operations:
             if operation.kind is OperationKind.RESTART and operation.state is OperationState.RUNNING:
                 for name in operation.targets[:1]:
                     self.tries.pop(name, None)
-        self.disturbed = {name for name in self.disturbed if self._still_out(daemon, name)}
-        self._lies()
+        for name, record in daemon.loop.records().items():
+            if record.operation != self._operations.get(name):
+                self._operations[name] = record.operation
+                self.tries.pop(name, None)
 
     def _failed(self, life: Life) -> None:
         if life.runtime_id in self._counted:

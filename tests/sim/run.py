@@ -41,6 +41,7 @@ class Judge(Watch):
                 self.fault(sentence, wrong)
 
     def stepped(self, daemon: Daemon, step: Step) -> None:
+        self.ledger.forgive(daemon)
         moment = Moment(self.host, self.ledger, daemon, self._plan or daemon.loop.latest)  # type: ignore[arg-type]
         for sentence, check in EVERY_STEP:
             for wrong in check(moment, step):

@@ -150,9 +150,8 @@ class Schedule:
         if host.policy.park_retry > 0:
             return
         told = {problem.subject for problem in daemon.loop.latest.problems}
-        running = any(o.state is OperationState.RUNNING for o in daemon.loop.operations)
         for name, record in daemon.loop.records().items():
-            if record.parked_at is not None and name in told and not running:
+            if record.parked_at is not None and name in told and not host.desk.busy(daemon.loop, (name,)):
                 host.tell(f"COMMAND restart {name}, as it is parked for good")
                 host.desk.restart(daemon.loop, (name,), host.engine.now, host.wall())
                 return

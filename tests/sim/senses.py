@@ -64,11 +64,11 @@ class Picture:
             self._again = True
             return
         self._asking = True
-        self._dockerd.list(self._take)
+        self._engine.after(0.0, lambda: self._dockerd.list(self._take) if self._alive() else None)
 
     def resume(self) -> None:
-        """After a jump: the next look is due again."""
-        self._plan(LIST_EVERY)
+        """After a jump: the next look is due."""
+        self.refresh()
 
     def close(self) -> None:
         self._dockerd.listeners.remove(self._event)
