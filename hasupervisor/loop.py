@@ -316,7 +316,8 @@ class Loop:
     def _set_operations(self, operations: tuple[Operation, ...]) -> None:
         known = {o.id: o for o in self.operations}
         for operation in operations:
-            if known.get(operation.id) != operation:
+            before = known.get(operation.id)
+            if before is not operation and before != operation:  # ended ones come back as they are, every cycle
                 self._parts.memory.save_operation(operation)
         self.operations = operations[-KEEP_OPERATIONS:]
 
