@@ -43,16 +43,22 @@ class Written:
 
 
 def templates(folder: Path) -> jinja2.Environment:
-    """The templates of a folder; a name that a template does not get is an error, not an empty string."""
+    """The templates of a folder; a name that a template does not get is an error, not an empty string.
+
+    They are all read now: an upgrade that replaces the files must not change a running daemon in parts.
+    """
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(folder),
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
-        autoescape=False,
+        auto_reload=False,
+        autoescape=False,  # nginx files, not pages
     )
     environment.filters["quoted"] = quoted
+    for name in environment.list_templates(["j2"]):
+        environment.get_template(name)
     return environment
 
 
