@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import structlog
 
-from hasupervisor.model import Address, Fact, TrafficView
+from hasupervisor.model import Address, Fact, Phase, TrafficView
 from hasupervisor.observe.accesslog import CLIENT_LEFT, OVERLOADED, Request, Try, Unreadable, is_traffic, read_line
 from hasupervisor.observe.connections import Flight, InFlight
 from hasupervisor.observe.window import SPAN, Summary, Window
@@ -72,7 +72,11 @@ class Traffic:
     def follow(self, facts: Sequence[Fact]) -> None:
         """Tells who lives where, whenever that may have changed: a new runtime_id starts from nothing."""
         now = self._clock()
-        lives = {_as_nginx_writes(fact.address): fact.runtime_id for fact in facts}
+        lives = {
+            _as_nginx_writes(fact.address): fact.runtime_id
+            for fact in facts
+            if fact.phase in (Phase.RUNNING, Phase.PAUSED)  # what has ended may have left its address to another
+        }
         for key, runtime_id in lives.items():
             known = self._upstreams.get(key)
             if known is None or known.runtime_id not in ("", runtime_id):

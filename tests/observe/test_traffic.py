@@ -7,7 +7,7 @@ import json
 import os
 import socket
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -152,6 +152,9 @@ async def test_a_new_life_at_an_address_starts_from_nothing(heard: Heard) -> Non
     heard.traffic.follow([fact(ONE, "first")])
     assert heard.view().errors_in_row == 1  # the line came before anybody had said who lives there
     heard.traffic.follow([fact(ONE, "first")])
+    assert heard.view().errors_in_row == 1
+    gone = replace(fact(ONE, "older"), phase=Phase.EXITED)
+    heard.traffic.follow([fact(ONE, "first"), gone])
     assert heard.view().errors_in_row == 1
     heard.traffic.follow([fact(ONE, "second")])
     assert heard.view() == TrafficView()
