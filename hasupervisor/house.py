@@ -21,7 +21,7 @@ from hasupervisor.config.values import toml
 from hasupervisor.desk import Behind, OperatorDesk
 from hasupervisor.loop import Loop, Parts, Remembered
 from hasupervisor.memory import Scribe
-from hasupervisor.model import GatewayView, Note, Outcome, Plan, State, Wants
+from hasupervisor.model import Address, GatewayView, Note, Outcome, Plan, State, Wants
 from hasupervisor.observe.connections import InFlight
 from hasupervisor.observe.instances import InstanceSense
 from hasupervisor.observe.logsocket import open_log_socket, queue_warning
@@ -73,6 +73,7 @@ class House:
         self._scribe = Scribe(settings.state.dir / "state.db")
         self._gateway = Gateway(assembly.nginx_settings(settings), self._gateway_changed)
         self._gateway_before = GatewayView()
+        self._routed: dict[Address, str] = {}  # who gets requests, as far as the history tells
         self._traffic = Traffic(_log_socket(settings), InFlight())
         self._instances = InstanceSense(self._runtime, self._instances_changed)
         self._probes = Probes(assembly.probe_settings(settings), self._wake, idle=self._idle)
@@ -149,6 +150,7 @@ class House:
             is_first_start=known.wants is None,
         )
         self._loop = Loop(self._loop_parts(), assembly.policy(self._settings), remembered)
+        self._routed = dict.fromkeys(_proven(self._gateway.view()), "")
         self._instances.start()
         return self._loop
 
@@ -240,7 +242,23 @@ class House:
                 self._metrics.reloaded(ok=True)
             elif before.ok and not now.ok:
                 self._metrics.reloaded(ok=False)
+        self._note_routing(now)
         self._wake()
+
+    def _note_routing(self, view: GatewayView) -> None:
+        """Writes down who gets requests from now on, and who does not any more: proven, not wanted."""
+        if self._loop is None:
+            return
+        generation = view.live_generation
+        for address in sorted(self._routed.keys() - view.live):
+            name = self._routed.pop(address) or str(address)
+            self._loop.record_note(Note(name, "routing", f"out of the gateway: generation {generation}"))
+        names = {fact.address: fact.name for fact in self._instances.view().facts}
+        for address in sorted(_proven(view)):
+            name = names.get(address, str(address))
+            if address not in self._routed:
+                self._loop.record_note(Note(name, "routing", f"in the gateway: generation {generation}"))
+            self._routed[address] = name
 
     def _step_ended(self, outcome: Outcome) -> None:
         if self._loop is not None:
@@ -309,6 +327,10 @@ def _log_socket(settings: Config) -> socket.socket | None:
     except OSError as error:
         log.error(f"nginx's access log cannot be read, so there are no traffic numbers: {error}")
         return None
+
+
+def _proven(view: GatewayView) -> frozenset[Address]:
+    return view.live - view.joining
 
 
 def _shown(settings: Config, key: str) -> str:

@@ -176,6 +176,7 @@ class GatewayView:
     generation: int = 0  # on disk
     live_generation: int | None = None  # answered by the workers; None: not seen yet
     live: frozenset[Address] = frozenset()  # addresses that may get new requests now, old workers included
+    joining: frozenset[Address] = frozenset()  # of these: not proven yet to get requests from every worker
     servers: int = 0  # routed in the live generation
     off: bool = False  # nginx.mode = "off": nothing to confirm
 

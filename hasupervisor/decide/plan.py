@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from hasupervisor.decide import brakes, placement, rollout, scaling, summary
 from hasupervisor.decide.health import judge
 from hasupervisor.decide.repair import QUIET, Gate, Turn, advance
-from hasupervisor.decide.routing import is_routed, table
+from hasupervisor.decide.routing import is_routed, is_unrouted, table
 from hasupervisor.model import (
     Cause,
     Judged,
@@ -171,7 +171,7 @@ def _gate(seen: Seen, world: World, around: _Around) -> Gate:
         drained=record.name in world.wants.drained,
         list_is_old=_list_is_old(seen, world),
         routed=routed,
-        unrouted=not routed or world.gateway.off,
+        unrouted=fact is None or is_unrouted(fact.address, world.gateway),
         keep_routed=around.last or around.unheard,
         put_back=around.unheard,
     )

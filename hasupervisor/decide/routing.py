@@ -20,5 +20,10 @@ def table(instances: Sequence[tuple[Record, Fact | None]]) -> Routing:
 
 
 def is_routed(address: Address, gateway: GatewayView, *, wanted: bool) -> bool:
-    """Whether nginx may send new requests there, as far as is proven; without nginx the wish is the fact."""
-    return wanted if gateway.off else address in gateway.live
+    """Whether nginx is proven to send requests there; without nginx the wish is the fact."""
+    return wanted if gateway.off else address in gateway.live - gateway.joining
+
+
+def is_unrouted(address: Address, gateway: GatewayView) -> bool:
+    """Whether nginx is proven to send no new requests there, from no worker."""
+    return gateway.off or address not in gateway.live

@@ -51,7 +51,8 @@ class Gateway:
 
         self._wanted: Routing | None = None
         self._reconfigured: NginxSettings | None = None  # settings that the next pass takes over
-        self._live: frozenset[Address] = frozenset()
+        self._live: frozenset[Address] = frozenset()  # whom any worker may send requests to
+        self._proven: frozenset[Address] = frozenset()  # whom every worker that takes requests sends them to
         self._live_generation: int | None = None
         self._servers = 0
         self._confirmed = False  # what is on disk is all that takes requests
@@ -241,6 +242,7 @@ class Gateway:
         if anew or delivery.differs(routing):
             staged = await delivery.stage(routing, anew=anew)
             self._live |= staged.written.routed
+            self._proven &= staged.written.routed
             self._confirmed = False
             self._publish()
             await delivery.commit(staged)
@@ -256,7 +258,8 @@ class Gateway:
         if not self._confirmed or self._live_generation != disk.generation:
             log.info("nginx runs what is on disk", generation=disk.generation, servers=len(disk.routed))
         self._confirmed = True
-        self._live, self._live_generation, self._servers = disk.routed, disk.generation, len(disk.routed)
+        self._live = self._proven = disk.routed
+        self._live_generation, self._servers = disk.generation, len(disk.routed)
         self._troubles.clear()
         self._failures, self._retry_at = 0, None
 
@@ -284,6 +287,7 @@ class Gateway:
             if self._live_generation is not None:
                 log.warning("nginx's master is gone")
             self._live_generation, self._servers, self._confirmed = None, 0, False
+            self._proven = frozenset()
             return
         self._master.follow(pid)
         self._retry_at = None
@@ -375,6 +379,7 @@ class Gateway:
             generation=disk.generation,
             live_generation=self._live_generation,
             live=self._live,
+            joining=self._live - self._proven,
             servers=self._servers,
         )
         if view != self._view:
