@@ -1,11 +1,21 @@
-"""Runs the tests quick to slow, so that a mistake shows in seconds and long drills come last; settles hypothesis."""
+"""Runs the tests quick to slow, so that a mistake shows in seconds and long drills come last; settles hypothesis.
+
+Here are also the fixtures of more than one folder: a dockerd of this run's own, and the names that it claims.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import HealthCheck, settings
+
+from tests.claims import Claims
+
+if TYPE_CHECKING:
+    from tests.real.dockerd import Engine
 
 # A property holds or does not, however busy the machine is that checks it. What fails can be repeated from its print.
 settings.register_profile("project", deadline=None, print_blob=True, suppress_health_check=[HealthCheck.too_slow])
@@ -23,3 +33,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         return SLOW.index(folder) + 1 if folder in SLOW else 0
 
     items.sort(key=rank)  # stable: the order within a folder stays
+
+
+@pytest.fixture(scope="session")
+def claims() -> Iterator[Claims]:
+    claims = Claims()
+    yield claims
+    claims.close()
+
+
+@pytest.fixture(scope="session")
+def engine(claims: Claims) -> Iterator[Engine]:
+    """A real dockerd of this run (live-restore, own bridge, no firewall rules). Leave it running and empty."""
+    from tests.real.dockerd import own_dockerd  # 0.2 s that the quick tests do not need
+
+    with own_dockerd(claims) as engine:
+        yield engine

@@ -1,54 +1,20 @@
-"""What the tests on real parts share: a dockerd of their own, the stand-in's images, ports that nobody else takes."""
+"""What the tests on real parts share: the stand-in's images, ports that nobody else takes."""
 
 from __future__ import annotations
 
 import random
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from tests.claims import Claims
 from tests.real import images
-from tests.real.dockerd import Engine, own_dockerd
+from tests.real.dockerd import Engine
 
 PORTS_FROM, PORTS_TO = 20000, 32000  # below what the kernel hands out for outgoing connections (32768)
 BLOCK = 20
-
-
-class Claims:
-    """Names that are this test run's alone: abstract Unix sockets, which the kernel frees when the run ends."""
-
-    def __init__(self) -> None:
-        self._held: list[socket.socket] = []
-
-    def __call__(self, name: str) -> bool:
-        claim = socket.socket(socket.AF_UNIX)
-        try:
-            claim.bind(f"\0chatglm-ha-test-{name}")
-        except OSError:
-            claim.close()
-            return False
-        self._held.append(claim)
-        return True
-
-    def close(self) -> None:
-        for claim in self._held:
-            claim.close()
-
-
-@pytest.fixture(scope="session")
-def claims() -> Iterator[Claims]:
-    claims = Claims()
-    yield claims
-    claims.close()
-
-
-@pytest.fixture(scope="session")
-def engine(claims: Claims) -> Iterator[Engine]:
-    """A real dockerd of this run (live-restore, own bridge, no firewall rules). Leave it running and empty."""
-    with own_dockerd(claims) as engine:
-        yield engine
 
 
 @pytest.fixture(scope="session")
