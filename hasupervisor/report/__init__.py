@@ -1,0 +1,1 @@
+"""Tells people and machines what was seen, decided and done; decides nothing itself."""
