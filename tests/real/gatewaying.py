@@ -210,9 +210,6 @@ class PrivateNginx:
             assert time.monotonic() < deadline, f"nginx (pid {master}) did not end"
             time.sleep(0.005)
 
-    def generations_refused(self) -> str:
-        return (self.folder / "error.log").read_text()
-
 
 MAIN = """{user}
 worker_processes 2;
@@ -227,14 +224,14 @@ http {{
     fastcgi_temp_path {folder}/fastcgi;
     uwsgi_temp_path {folder}/uwsgi;
     scgi_temp_path {folder}/scgi;
-    include conf.d/*.conf;
+    include {folder}/etc/conf.d/*.conf;
 }}
 """
 
 
 @contextlib.contextmanager
 def private_nginx(folder: Path, conf: str) -> Iterator[PrivateNginx]:
-    """Lays a main file out, with `conf` in conf.d/gateway.conf and a relative include, as distributions do."""
+    """Lays a main file out as Debian does, by absolute patterns, with `conf` in conf.d/ha.conf."""
     etc = folder / "etc"
     (etc / "conf.d").mkdir(parents=True)
     (etc / "mime.types").write_text("types { text/html html; }\n")

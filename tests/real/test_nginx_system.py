@@ -70,6 +70,7 @@ async def test_nginx_is_not_started_by_us_and_serves_the_table_as_soon_as_a_pers
 async def test_tables_reach_a_running_nginx_through_a_chain_of_includes(
     settings: NginxSettings, ports: range, nginx: PrivateNginx, pair: tuple[Instance, Instance]
 ) -> None:
+    nginx.main.write_text(nginx.main.read_text().replace(f"{nginx.conf_d}/*", "conf.d/*"))
     # conf.d/*.conf (relative) -> ha.conf -> a relative file -> gateway.conf by its plain path
     (nginx.conf_d / "ha.conf").write_text("include snippets/ha.inc;\n")
     (nginx.main.parent / "snippets").mkdir()
@@ -174,10 +175,14 @@ async def test_nginx_restarted_or_killed_by_others_is_followed(
         nginx.stop()
         view = await watched.until(lambda view: not view.ok)
         assert view.reason == "nginx is not running: systemctl start nginx"
+        assert (view.live, view.servers) == (addresses(*pair), 0)
+        # Who leaves meanwhile is out as soon as the file says so: no worker is left that could send anything there.
+        watched.gateway.want(table(pair[0]))
+        await watched.until(lambda view: view.generation == 2 and view.live == addresses(pair[0]))
         nginx.start()
         view = await watched.until(lambda view: view.ok)
-        assert view.live_generation == 1
-        await watched.route(table(pair[0]))
+        assert (view.live_generation, view.live) == (2, addresses(pair[0]))
+        await watched.route(table(*pair))
 
 
 async def test_the_reload_command_is_used_and_its_failure_is_told(

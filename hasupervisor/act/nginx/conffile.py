@@ -12,6 +12,7 @@ from pathlib import Path
 _BARE = re.compile(r"(?:\\.|\$\{|[^\s;{\\])+", re.S)
 _QUOTED = re.compile(r"\"(?:\\.|[^\"\\])*\"|'(?:\\.|[^'\\])*'", re.S)
 _BLANK = re.compile(r"(?:\s+|#[^\n]*)+")
+_LUA = re.compile(r"\"(?:\\.|[^\"\\\n])*\"|'(?:\\.|[^'\\\n])*'|--[^\n]*|[{}]", re.S)  # strings, comments, braces
 _ESCAPE = re.compile(r"\\(.)", re.S)
 
 # What `Tree.settings` keeps.
@@ -67,10 +68,10 @@ def _word(text: str, at: int) -> Word:
 
 def _end_of_code(text: str, at: int) -> int:
     depth = 0
-    for place in range(at, len(text)):
-        depth += {"{": 1, "}": -1}.get(text[place], 0)
+    for found in _LUA.finditer(text, at):
+        depth += {"{": 1, "}": -1}.get(found[0], 0)
         if depth == 0:
-            return place  # the closing brace is read again, as the end of the block
+            return found.start()  # the closing brace is read again, as the end of the block
     return len(text)
 
 

@@ -288,6 +288,8 @@ class Gateway:
                 log.warning("nginx's master is gone")
             self._live_generation, self._servers, self._confirmed = None, 0, False
             self._proven = frozenset()
+            if not self._settings.own and (await self._delivery.ask()).refused:
+                self._live = self._delivery.disk.routed  # nobody sends anything now; a start would send it there
             return
         self._master.follow(pid)
         self._retry_at = None
