@@ -230,6 +230,20 @@ async def test_a_death_is_seen_by_event_with_its_exit_code_long_before_a_poll(
     await changes.aclose()  # type: ignore[attr-defined]
 
 
+async def test_closing_the_adapter_ends_its_changes_and_leaves_the_instances(
+    settings: DockerSettings, port: int
+) -> None:
+    runtime = DockerRuntime(settings)
+    changes = runtime.changes()
+    assert await anext(changes) == ""
+    await runtime.start(Launch("chatglm-01", port))
+    await runtime.close()
+    async with asyncio.timeout(5):
+        assert {name async for name in changes} <= {"chatglm-01"}
+    await eventually(lambda: threads("docker events") == 0)
+    assert (await the(runtime, "chatglm-01")).phase is Phase.RUNNING
+
+
 async def test_an_instance_that_crashes_leaves_its_last_output_when_it_is_cleared(
     settings: DockerSettings, crash_image: str, port: int
 ) -> None:

@@ -182,6 +182,17 @@ async def test_a_death_is_seen_within_milliseconds_with_its_exit_code(house: Hou
     await changes.aclose()  # type: ignore[attr-defined]
 
 
+async def test_closing_the_adapter_ends_its_changes_and_leaves_the_instances(house: House, port: int) -> None:
+    runtime = house.adapter()
+    fact = await serving(runtime, "chatglm-01", port)
+    ending = asyncio.ensure_future(anext(runtime.changes(), "ended"))
+    await asyncio.sleep(0)  # it listens from here on
+    await runtime.close()
+    assert await asyncio.wait_for(ending, 5) == "ended"
+    assert (await the(house.adapter(), "chatglm-01")).runtime_id == fact.runtime_id
+    assert await answers(fact)
+
+
 async def test_after_a_restart_of_the_machine_instances_are_ended_and_their_pids_are_left_alone(
     house: House, port: int
 ) -> None:
