@@ -8,14 +8,15 @@ from hasupervisor.model import Miss, ProbeView, Progress, Said
 from hasupervisor.observe.answers import Health
 
 
-def answered(view: ProbeView, health: Health, now: float) -> ProbeView:
-    """The view after an answer that came at `now`."""
+def answered(view: ProbeView, health: Health, now: float, asked_at: float) -> ProbeView:
+    """The view after an answer that came at `now` to a question that was put at `asked_at`."""
     progress = health.progress if health.progress is not None else view.progress
     return replace(
         view,
         said=health.said,
         reason=health.reason,
         answered_at=now,
+        asked_at=asked_at if health.said is Said.HEALTHY else view.asked_at,
         successes=view.successes + 1 if health.said is Said.HEALTHY else 0,
         unhealthies=view.unhealthies + 1 if health.said is Said.UNHEALTHY else 0,
         failures=0,

@@ -17,6 +17,7 @@ from hasupervisor.observe.prompts import Prompter
 
 log = structlog.get_logger(__name__)
 
+HURRIED = 0.1  # seconds between two questions at least, however many wait for the answer
 FAST = 0.5  # seconds between questions to an instance that is on its way up, or down for longer
 RETRY = 0.2  # seconds after a quick failure (refused, reset, 500): it may be over in a moment
 RETRIES = 3  # quick ones, then FAST
@@ -68,6 +69,7 @@ class Watch:
         self._prompter = Prompter(settings.dialect)
         self._asked = False  # somebody wants a prompt soon
         self._nudge = asyncio.Event()  # a prompt may be due earlier than it seemed
+        self._hurried = asyncio.Event()  # somebody waits for the next health question
         self._prompt_over: float | None = None  # when the last prompt ended, counted or not
         self._usual = 0.0  # seconds that the last answer took
         self._counter: float | None = None
@@ -78,6 +80,10 @@ class Watch:
         if not self._asked:
             self._asked = True
             self._nudge.set()
+
+    def hurry(self) -> None:
+        """Wants the next health question now: requests wait for somebody who is proven since they came."""
+        self._hurried.set()
 
     def reconfigure(self, settings: ProbeSettings) -> None:
         """Other settings; `run` has to be begun anew."""
@@ -103,7 +109,9 @@ class Watch:
             began = loop.time()
             counted = await self._round()
             took = loop.time() - began
-            await asyncio.sleep(self._pause(took) if counted else max(0.0, FAST - took))
+            self._hurried.clear()
+            await _either(self._hurried, self._pause(took) if counted else max(0.0, FAST - took))
+            await asyncio.sleep(max(0.0, began + HURRIED - loop.time()))
 
     async def _round(self) -> bool:
         """One question; when it stays without an answer for long, a second one beside it. False: nothing counted.
@@ -123,8 +131,8 @@ class Watch:
             while pending:
                 done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
                 results = [task.result() for task in done]
-                counted = counted or not all(isinstance(result, NotAsked) for result in results)
-                if any(self._take(result) for result in results):
+                counted = counted or not all(isinstance(result, NotAsked) for result, _ in results)
+                if any(self._take(result, asked_at) for result, asked_at in results):
                     break
             return counted
         finally:
@@ -133,17 +141,18 @@ class Watch:
             if pending:
                 await asyncio.wait(pending)
 
-    async def _question(self) -> Health | Missed | NotAsked:
+    async def _question(self) -> tuple[Health | Missed | NotAsked, float]:
+        """What came of it, and when it was put."""
         loop = asyncio.get_running_loop()
-        began = loop.time()
+        began, asked_at = loop.time(), self._around.clock()
         try:
             answer = await exchange(self.address, Question("GET", self._settings.path), self._settings.timeout)
             self._usual = loop.time() - began
-            return read_health(answer)
+            return read_health(answer), asked_at
         except (Missed, NotAsked) as failure:
-            return failure
+            return failure, asked_at
 
-    def _take(self, result: Health | Missed | NotAsked) -> bool:
+    def _take(self, result: Health | Missed | NotAsked, asked_at: float) -> bool:
         """Counts a result; True: it was an answer."""
         now = self._around.clock()
         match result:
@@ -154,7 +163,7 @@ class Watch:
                 self._now(evidence.missed(self.view, result.miss, str(result), now))
                 return False
             case Health():
-                self._now(evidence.answered(self.view, result, now))
+                self._now(evidence.answered(self.view, result, now, asked_at))
                 return True
 
     def _pause(self, took: float) -> float:

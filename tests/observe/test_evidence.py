@@ -3,11 +3,24 @@
 from __future__ import annotations
 
 from hasupervisor.model import Miss, ProbeView, Progress, Said
+from hasupervisor.observe import evidence
 from hasupervisor.observe.answers import Health
-from hasupervisor.observe.evidence import answered, counted, missed, news, prompted
+from hasupervisor.observe.evidence import counted, missed, news, prompted
 
 NEW = ProbeView("r1")
 HEALTHY = Health(Said.HEALTHY)
+
+
+def answered(view: ProbeView, health: Health, now: float) -> ProbeView:
+    """An answer that took a tenth of a second."""
+    return evidence.answered(view, health, now, now - 0.1)
+
+
+def test_a_proof_is_as_old_as_the_question_and_only_a_healthy_answer_is_one() -> None:
+    view = evidence.answered(NEW, HEALTHY, 10.0, 9.5)
+    assert view.asked_at == 9.5
+    assert evidence.answered(view, Health(Said.UNHEALTHY), 12.0, 11.5).asked_at == 9.5
+    assert evidence.answered(view, Health(Said.LOADING), 12.0, 11.5).asked_at == 9.5
 
 
 def working(steps: int, tokens: int = 0, in_flight: int = 1, queued: int = 0) -> Health:
