@@ -47,7 +47,7 @@ class Question:
 
 async def answer(service: Service, request: HttpRequest, send: Send) -> None:
     """Handles one `POST /`."""
-    body = await read_object(request, service.body_limit, invalid=INVALID)
+    body = await read_object(service, request, invalid=INVALID)
     question = parse(body)
     async with calling(service, request.receive) as call:
         await call.begin(await _request(service, question))

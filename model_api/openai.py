@@ -70,7 +70,7 @@ def _model(service: Service) -> dict[str, Any]:
 
 async def chat_completions(service: Service, request: HttpRequest, send: Send) -> None:
     """Handles POST /v1/chat/completions."""
-    body = await read_object(request, service.body_limit, invalid=INVALID)
+    body = await read_object(service, request, invalid=INVALID)
     ask = parse_chat(body, service.defaults)
     _check_model(service, ask.model)
     async with calling(service, request.receive) as call:
@@ -79,7 +79,7 @@ async def chat_completions(service: Service, request: HttpRequest, send: Send) -
 
 async def completions(service: Service, request: HttpRequest, send: Send) -> None:
     """Handles POST /v1/completions: text or token ids, continued."""
-    body = await read_object(request, service.body_limit, invalid=INVALID)
+    body = await read_object(service, request, invalid=INVALID)
     ask = parse_completion(body, service.defaults)
     _check_model(service, ask.model)
     async with calling(service, request.receive) as call:

@@ -123,11 +123,11 @@ def check_key(request: HttpRequest, keys: frozenset[str]) -> None:
         raise Unanswerable(Problem(401, words, "invalid_api_key"))
 
 
-async def read_object(request: HttpRequest, limit: int, *, invalid: int) -> dict[str, Any]:
-    """The body as a JSON object; raises Unanswerable with `invalid`, or 413 beyond `limit` bytes, 408 when it is slow.
+async def read_body(request: HttpRequest, limit: int) -> bytes:
+    """The body's bytes; raises Unanswerable, 413 beyond `limit` bytes, 408 when it is slow.
 
-    The body is read to its end even when it is too long (up to eight times the limit): closing a connection on unread
-    bytes resets it, and the client would never see why.
+    It is read to its end even when it is too long (up to eight times the limit), or when nothing will be done for it:
+    closing a connection on unread bytes resets it, and the client would never see why.
     """
     chunks: list[bytes] = []
     size = 0
@@ -143,8 +143,19 @@ async def read_object(request: HttpRequest, limit: int, *, invalid: int) -> dict
         raise Unanswerable(Problem(408, f"the body did not arrive in {BODY_TIMEOUT:g} s", "timeout")) from None
     if size > limit:
         raise Unanswerable(Problem(413, f"the body is longer than {limit} bytes", "body_too_large"))
+    return b"".join(chunks)
+
+
+async def read_object(service: Service, request: HttpRequest, *, invalid: int) -> dict[str, Any]:
+    """The body as a JSON object; raises Unanswerable with the status `invalid` where it is none.
+
+    Raises Refused before the body is looked into if there is no place for the request anyway: in a flood, refusing must
+    cost next to nothing.
+    """
+    body = await read_body(request, service.body_limit)
+    service.check_open()
     try:
-        parsed = json.loads(b"".join(chunks), parse_constant=_no_constants)
+        parsed = json.loads(body, parse_constant=_no_constants)
     except UnicodeDecodeError:
         raise Unanswerable(Problem(invalid, "the body is not UTF-8", "invalid_json")) from None
     except RecursionError:
