@@ -36,6 +36,8 @@ SLOW = 5.0
 """Seconds after which a write that has not ended is a trouble."""
 
 READ_DEADLINE = 5.0
+LOAD_DEADLINE = 30.0
+"""Starting without what was known costs more than starting late: the file is checked whole, and the disk may be busy."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,12 +91,12 @@ class Scribe:
     async def load(self, now: float, now_wall: float) -> Remembered:
         """What was known before. Where the file cannot be read, nothing is, `mishaps` says why and `run` tries again.
 
-        Raises TooNew. Waits READ_DEADLINE at most.
+        Raises TooNew. Waits LOAD_DEADLINE at most.
         """
         self._moment = Moment(now, now_wall)
         trouble: MemoryTrouble | None
         try:
-            remembered, last_id, trouble = await self._call(partial(self._file.load, self._moment), READ_DEADLINE)
+            remembered, last_id, trouble = await self._call(partial(self._file.load, self._moment), LOAD_DEADLINE)
         except MemoryTrouble as error:
             remembered, last_id, trouble = Remembered(), 0, error
         self._next_id = last_id + 1
@@ -138,8 +140,8 @@ class Scribe:
                 del self._operations[old]
         self._ask()
 
-    def note(self, note: Note, at_wall: float) -> Entry:
-        """A line for the history; returned with the number that it has got."""
+    def note(self, note: Note, at_wall: float) -> None:
+        """A line for the history."""
         entry = Entry(self._next_id, at_wall, note.subject, note.event, note.sentence, note.by)
         self._next_id += 1
         self._waiting.append(entry)
@@ -149,7 +151,6 @@ class Scribe:
         self._ask()
         self._news.set()
         self._news = asyncio.Event()
-        return entry
 
     # --- the history --------------------------------------------------------------------------------------------------
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import json
 import logging
 import os
@@ -78,8 +79,12 @@ def configure(*, level: str = "info", format: str = "auto", file: str = "") -> N
 
 
 def loop_failure(_: asyncio.AbstractEventLoop, context: Mapping[str, Any]) -> None:
-    """For `loop.set_exception_handler`: what asyncio would have to print by itself is a defect."""
+    """For `loop.set_exception_handler`: what asyncio would have to print by itself is a defect, but for one thing."""
     error = context.get("exception")
+    if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
+        words = f"cannot take a connection: {error.strerror}; ls /proc/{os.getpid()}/fd | wc -l"
+        structlog.get_logger(__name__).error(words)
+        return
     structlog.get_logger(__name__).error(f"BUG: {context.get('message', 'unhandled')}", exc_info=error)
 
 

@@ -78,15 +78,15 @@ async def test_what_is_said_is_on_disk_once_flushed_and_known_to_the_next_daemon
         scribe.save_wants(Wants(4, mode="manual"))
         scribe.save_records([Record("chatglm-01", 8000, restarts=3)], NOW, WALL)
         scribe.save_operation(Operation("op-1", OperationKind.SCALE, "root (uid 0)", NOW, WALL))
-        assert scribe.note(note(1), WALL).id == 1
+        scribe.note(note(1), WALL)
         assert await scribe.flush(5) is None
         assert scribe.trouble is None
     async with scribe_at(path) as (scribe, remembered):
         assert remembered.wants == Wants(4, mode="manual")
         assert [(record.name, record.restarts) for record in remembered.records] == [("chatglm-01", 3)]
         assert [operation.id for operation in remembered.operations] == ["op-1"]
-        assert scribe.note(note(2), WALL).id == 2
-        assert [entry.sentence for entry in await scribe.history(n=10)] == ["line 1", "line 2"]
+        scribe.note(note(2), WALL)
+        assert [(entry.id, entry.sentence) for entry in await scribe.history(n=10)] == [(1, "line 1"), (2, "line 2")]
 
 
 async def test_closing_writes_what_was_said_last(path: Path) -> None:

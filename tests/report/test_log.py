@@ -139,6 +139,27 @@ def test_what_nobody_catches_is_a_line_with_the_word_bug(code: str, event: str) 
     assert "ZeroDivisionError" in found["exception"]
 
 
+def test_running_out_of_descriptors_is_no_defect_and_is_said_with_where_to_look() -> None:
+    lines = stderr_of("""
+        import resource, socket
+        configure()
+        async def main():
+            loop = asyncio.get_running_loop()
+            loop.set_exception_handler(loop_failure)
+            server = await asyncio.start_server(lambda r, w: None, "127.0.0.1", 0)
+            client = socket.socket()
+            _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (client.fileno() + 1, hard))
+            client.connect(server.sockets[0].getsockname())
+            for _ in range(10):
+                await asyncio.sleep(0)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        asyncio.run(main())
+    """)
+    (words,) = {found["event"] for found in objects(lines)}
+    assert words.startswith("cannot take a connection: Too many open files; ls /proc/")
+
+
 def test_ctrl_c_is_no_defect() -> None:
     assert stderr_of("configure()\nraise KeyboardInterrupt") == []
 
