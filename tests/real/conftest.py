@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import random
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from hasupervisor.runtimes.docker_launch import DockerSettings
 from tests.claims import Claims
 from tests.real import images
 from tests.real.dockerd import Engine
@@ -35,6 +36,19 @@ def crash_image(standin_image: str) -> str:
 def standin_server() -> Path:
     """The stand-in as a script, for the process runtime: [sys.executable, path, name] with HOST and PORT."""
     return images.SCRIPTS / "server.py"
+
+
+@pytest.fixture
+def docker_settings(engine: Engine, standin_image: str) -> Iterator[DockerSettings]:
+    """Stand-ins of the service "chatglm" in `engine`, which is emptied afterwards."""
+    yield DockerSettings(service="chatglm", image=standin_image, host=engine.host, shm_size="16m")
+    engine.remove_everything()
+
+
+@pytest.fixture
+def port(port_range: Callable[[int], range]) -> int:
+    """One free port."""
+    return port_range(1)[0]
 
 
 @pytest.fixture(scope="session")

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import os
 import signal
-import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,31 +14,19 @@ import httpx
 import pytest
 
 from hasupervisor.model import Fact, Phase
-from hasupervisor.runtimes.base import Launch, LaunchFailed, RuntimeTrouble
+from hasupervisor.runtimes.base import Launch, LaunchFailed
 from hasupervisor.runtimes.docker import DockerRuntime
 from hasupervisor.runtimes.docker_launch import DockerSettings
-from hasupervisor.runtimes.dockerd import Deadlines
 from tests.real.asking import answers, in_flight, tell, the
 from tests.real.dockerd import Engine, cmdline
-from tests.real.waiting import eventually
+from tests.real.waiting import eventually, threads
 
 
 @pytest.fixture
-def settings(engine: Engine, standin_image: str) -> Iterator[DockerSettings]:
-    yield DockerSettings(service="chatglm", image=standin_image, host=engine.host, shm_size="16m")
-    engine.remove_everything()
-
-
-@pytest.fixture
-async def runtime(settings: DockerSettings) -> AsyncIterator[DockerRuntime]:
-    runtime = DockerRuntime(settings)
+async def runtime(docker_settings: DockerSettings) -> AsyncIterator[DockerRuntime]:
+    runtime = DockerRuntime(docker_settings)
     yield runtime
     await runtime.close()
-
-
-@pytest.fixture
-def port(port_range: Callable[[int], range]) -> int:
-    return port_range(1)[0]
 
 
 def changed(settings: DockerSettings, **changes: Any) -> DockerRuntime:
@@ -71,10 +56,10 @@ async def test_a_started_instance_is_listed_with_all_that_is_known_and_serves(
 
 
 async def test_a_container_is_made_as_the_configuration_says(
-    engine: Engine, settings: DockerSettings, port: int, tmp_path: Path
+    engine: Engine, docker_settings: DockerSettings, port: int, tmp_path: Path
 ) -> None:
     runtime = changed(
-        settings, volumes=(f"{tmp_path}:/models:ro",), env={"SERVICE_S": "0.01", "PORT": "1"}, log_max_files=3
+        docker_settings, volumes=(f"{tmp_path}:/models:ro",), env={"SERVICE_S": "0.01", "PORT": "1"}, log_max_files=3
     )
     runtime_id = await runtime.start(Launch("chatglm-01", port, ("GPU-aaaa",)))
     with engine.client() as client:
@@ -98,9 +83,9 @@ async def test_a_container_is_made_as_the_configuration_says(
 
 @pytest.mark.parametrize("changes", [{"reach": "published"}, {"network": "host"}])
 async def test_an_instance_that_is_not_reached_directly_answers_on_its_port_of_this_host(
-    settings: DockerSettings, port: int, changes: dict[str, str]
+    docker_settings: DockerSettings, port: int, changes: dict[str, str]
 ) -> None:
-    runtime = changed(settings, **changes)
+    runtime = changed(docker_settings, **changes)
     await runtime.start(Launch("chatglm-01", port))
     fact = await the(runtime, "chatglm-01")
     assert str(fact.address) == str(fact.endpoint) == f"127.0.0.1:{port}"
@@ -109,11 +94,11 @@ async def test_an_instance_that_is_not_reached_directly_answers_on_its_port_of_t
 
 
 async def test_another_adapter_adopts_what_runs_and_sees_the_same(
-    runtime: DockerRuntime, settings: DockerSettings, port_range: Callable[[int], range]
+    runtime: DockerRuntime, docker_settings: DockerSettings, port_range: Callable[[int], range]
 ) -> None:
     for number, port in enumerate(port_range(2), start=1):
         await runtime.start(Launch(f"chatglm-0{number}", port, (f"GPU-{number}",)))
-    adopter = DockerRuntime(settings)
+    adopter = DockerRuntime(docker_settings)
     mine, adopted = await runtime.list(), await adopter.list()
     for one, other in zip(mine, adopted, strict=True):
         assert one.started_at == pytest.approx(other.started_at, abs=0.05)
@@ -231,9 +216,9 @@ async def test_a_death_is_seen_by_event_with_its_exit_code_long_before_a_poll(
 
 
 async def test_closing_the_adapter_ends_its_changes_and_leaves_the_instances(
-    settings: DockerSettings, port: int
+    docker_settings: DockerSettings, port: int
 ) -> None:
-    runtime = DockerRuntime(settings)
+    runtime = DockerRuntime(docker_settings)
     changes = runtime.changes()
     assert await anext(changes) == ""
     await runtime.start(Launch("chatglm-01", port))
@@ -245,9 +230,9 @@ async def test_closing_the_adapter_ends_its_changes_and_leaves_the_instances(
 
 
 async def test_an_instance_that_crashes_leaves_its_last_output_when_it_is_cleared(
-    settings: DockerSettings, crash_image: str, port: int
+    docker_settings: DockerSettings, crash_image: str, port: int
 ) -> None:
-    runtime = changed(settings, image=crash_image)
+    runtime = changed(docker_settings, image=crash_image)
     runtime_id = await runtime.start(Launch("chatglm-01", port))
     await eventually(lambda: has_ended(runtime))
     assert (await the(runtime, "chatglm-01")).exit_code == 1
@@ -288,9 +273,9 @@ async def test_anonymous_volumes_go_with_their_container(runtime: DockerRuntime,
     ],
 )
 async def test_a_start_that_cannot_work_says_why_and_leaves_nothing(
-    settings: DockerSettings, port: int, changes: dict[str, Any], words: str
+    docker_settings: DockerSettings, port: int, changes: dict[str, Any], words: str
 ) -> None:
-    runtime = changed(settings, **changes)
+    runtime = changed(docker_settings, **changes)
     with pytest.raises(LaunchFailed, match=words):
         await runtime.start(Launch("chatglm-01", port))
     assert await runtime.list() == []
@@ -298,8 +283,8 @@ async def test_a_start_that_cannot_work_says_why_and_leaves_nothing(
 
 
 @pytest.mark.parametrize("network", ["bridge", "host"])
-async def test_a_port_that_somebody_else_has_is_named(settings: DockerSettings, port: int, network: str) -> None:
-    runtime = changed(settings, network=network)
+async def test_a_port_that_somebody_else_has_is_named(docker_settings: DockerSettings, port: int, network: str) -> None:
+    runtime = changed(docker_settings, network=network)
     squatter = await asyncio.start_server(lambda _, w: w.close(), "127.0.0.1", port)
     with pytest.raises(LaunchFailed, match=f"port {port} on 127.0.0.1 is taken by something else: ss -ltnp"):
         await runtime.start(Launch("chatglm-01", port))
@@ -360,109 +345,3 @@ async def test_output_of_an_instance_that_there_is_not_is_a_key_error(runtime: D
 
 async def output_of(runtime: DockerRuntime) -> list[str]:
     return [line async for line in runtime.logs("chatglm-01", 10, follow=False)]
-
-
-def threads(name: str) -> int:
-    return sum(thread.name.startswith(name) for thread in threading.enumerate())
-
-
-# --- no dockerd -------------------------------------------------------------------------------------------------------
-
-
-async def test_a_missing_socket_is_told_with_the_next_command(tmp_path: Path) -> None:
-    host = f"unix://{tmp_path}/no.sock"
-    runtime = DockerRuntime(DockerSettings(service="chatglm", image="x", host=host))
-    with pytest.raises(RuntimeTrouble, match=f"{host}: no such socket: is docker running. systemctl status docker"):
-        await runtime.list()
-
-
-async def test_a_socket_without_a_listener_is_told_with_the_next_command(tmp_path: Path) -> None:
-    server = await asyncio.start_unix_server(lambda _, w: w.close(), tmp_path / "dead.sock")
-    server.close()
-    await server.wait_closed()
-    runtime = DockerRuntime(DockerSettings(service="chatglm", image="x", host=f"unix://{tmp_path}/dead.sock"))
-    with pytest.raises(RuntimeTrouble, match=r"nobody listens there: is docker running. systemctl status docker"):
-        await runtime.list()
-
-
-async def test_a_socket_of_others_is_told_with_the_next_command(settings: DockerSettings) -> None:
-    runtime = DockerRuntime(settings)
-    with as_another_user(), pytest.raises(RuntimeTrouble, match=r"permission denied on .*docker.sock: add the user"):
-        await runtime.list()
-
-
-@contextmanager
-def as_another_user() -> Iterator[None]:
-    """This thread, and those that it starts meanwhile, meet files as the user nobody (65534) would."""
-    libc = ctypes.CDLL(None)
-    libc.setfsuid(65534)
-    try:
-        yield
-    finally:
-        libc.setfsuid(0)
-
-
-async def test_a_dockerd_that_hangs_costs_every_call_its_deadline_and_nobody_else(
-    engine: Engine, settings: DockerSettings, port_range: Callable[[int], range]
-) -> None:
-    runtime = DockerRuntime(settings, Deadlines(engine=1.0, ping=0.5, create=1.0, term=1.0, kill=1.0))
-    ports = port_range(2)
-    runtime_id = await runtime.start(Launch("chatglm-01", ports[0]))
-    fact = await the(runtime, "chatglm-01")
-    await eventually(lambda: answers(fact))
-    with engine.frozen():
-        began, ticks = time.monotonic(), 0
-        calls = [
-            asyncio.create_task(call)
-            for call in (
-                runtime.list(),
-                runtime.strangers(),
-                runtime.start(Launch("chatglm-02", ports[1])),
-                runtime.stop("chatglm-01", runtime_id, 1.0),
-                runtime.kill("chatglm-01", runtime_id),
-            )
-        ]
-        while not all(call.done() for call in calls):
-            await asyncio.sleep(0.01)
-            ticks += 1
-        took = time.monotonic() - began
-        for call in calls:
-            with pytest.raises(RuntimeTrouble, match=r"cannot reach dockerd at unix:.*: no answer in .* s"):
-                await call
-        assert took < 4.0
-        assert ticks > took * 50, "the event loop was held up"
-        assert (await answers(fact))["status"] == "healthy"
-        for _ in range(30):  # asked on and on, it does not pile threads up
-            with pytest.raises(RuntimeTrouble):
-                await asyncio.wait_for(runtime.list(), 3.0)
-            if time.monotonic() - began > 8.0:
-                break
-        assert threads("lane") <= 8
-    assert "chatglm-01" in [fact.name for fact in await runtime.list()]
-    await eventually(lambda: threads("lane") == 0)
-    await runtime.close()
-
-
-@pytest.mark.parametrize("graceful", [True, False], ids=["stopped", "killed"])
-async def test_after_a_restart_of_dockerd_instances_run_on_and_events_come_again(
-    engine: Engine, runtime: DockerRuntime, port: int, graceful: bool
-) -> None:
-    await runtime.start(Launch("chatglm-01", port))
-    before = await the(runtime, "chatglm-01")
-    await eventually(lambda: answers(before))
-    changes = runtime.changes()
-    assert await anext(changes) == ""
-    restarting = asyncio.create_task(asyncio.to_thread(engine.restart, graceful))
-    while not restarting.done():
-        assert (await answers(before))["status"] == "healthy"
-    await restarting
-    async with asyncio.timeout(15):
-        assert await anext(changes) == ""
-    after = await eventually(lambda: the(runtime, "chatglm-01"))
-    assert (after.runtime_id, after.pid, after.address) == (before.runtime_id, before.pid, before.address)
-    assert before.pid is not None
-    os.kill(before.pid, signal.SIGKILL)
-    async with asyncio.timeout(10):
-        while await anext(changes) != "chatglm-01":
-            pass
-    await changes.aclose()  # type: ignore[attr-defined]

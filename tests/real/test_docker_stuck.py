@@ -6,7 +6,7 @@ import asyncio
 import os
 import signal
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 
 import pytest
 
@@ -23,20 +23,14 @@ SHORT = Deadlines(inspect=1.0, start=1.5, term=0.5, kill=1.0, output=0.5, remove
 
 
 @pytest.fixture
-def settings(engine: Engine, standin_image: str) -> Iterator[DockerSettings]:
-    yield DockerSettings(service="chatglm", image=standin_image, host=engine.host, shm_size="16m")
-    engine.remove_everything()
-
-
-@pytest.fixture
-async def runtime(settings: DockerSettings) -> AsyncIterator[DockerRuntime]:
-    runtime = DockerRuntime(settings, SHORT)
+async def runtime(docker_settings: DockerSettings) -> AsyncIterator[DockerRuntime]:
+    runtime = DockerRuntime(docker_settings, SHORT)
     yield runtime
     await runtime.close()
 
 
 async def test_a_container_that_cannot_be_killed_is_stuck_by_its_deadline_and_blocks_no_other(
-    engine: Engine, runtime: DockerRuntime, settings: DockerSettings, port_range: Callable[[int], range]
+    engine: Engine, runtime: DockerRuntime, docker_settings: DockerSettings, port_range: Callable[[int], range]
 ) -> None:
     ports = port_range(3)
     stuck = await runtime.start(Launch("chatglm-01", ports[0], ("GPU-aaaa",)))
@@ -56,7 +50,7 @@ async def test_a_container_that_cannot_be_killed_is_stuck_by_its_deadline_and_bl
         assert time.monotonic() - began < 5.0
 
         # An adapter that has never inspected it lists it all the same, with what its labels say, and stays quick.
-        newcomer = DockerRuntime(settings, SHORT)
+        newcomer = DockerRuntime(docker_settings, SHORT)
         facts = {fact.name: fact for fact in await newcomer.list()}
         assert (facts["chatglm-01"].phase, facts["chatglm-01"].gpus) == (Phase.RUNNING, ("GPU-aaaa",))
         assert facts["chatglm-01"].endpoint.port == ports[0]

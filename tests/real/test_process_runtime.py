@@ -8,46 +8,19 @@ import os
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
-from typing import Any
 
 import httpx
 import psutil
 import pytest
 
-from hasupervisor.model import Fact, Phase
+from hasupervisor.model import Phase
 from hasupervisor.runtimes.base import Launch, LaunchFailed, RuntimeTrouble, Stuck
-from hasupervisor.runtimes.process import ProcessRuntime, ProcessSettings
+from hasupervisor.runtimes.process import ProcessRuntime
 from tests.real.asking import answers, in_flight, tell, the
+from tests.real.processes import House, ended, lives, serving
 from tests.real.waiting import eventually
-
-
-class House:
-    """Folders of one daemon, and adapters over them; what still runs is ended afterwards."""
-
-    def __init__(self, folder: Path, command: tuple[str, ...]) -> None:
-        self.run_dir, self.log_dir, self.command = folder / "run", folder / "logs", command
-        self.adapters: list[ProcessRuntime] = []
-
-    def adapter(self, *command: str, env: Mapping[str, str] | None = None) -> ProcessRuntime:
-        settings = ProcessSettings(
-            command=command or self.command, run_dir=self.run_dir, log_dir=self.log_dir, env=env or {}
-        )
-        self.adapters.append(ProcessRuntime(settings))
-        return self.adapters[-1]
-
-    def script(self, text: str, env: Mapping[str, str] | None = None) -> ProcessRuntime:
-        """An adapter whose instances are this Python."""
-        return self.adapter("{python}", "-c", text, "{name}", "{port}", env=env)
-
-    def record(self, name: str = "chatglm-01") -> dict[str, Any]:
-        found: dict[str, Any] = json.loads((self.run_dir / f"{name}.json").read_text())
-        return found
-
-    def rewrite(self, **changes: Any) -> None:
-        path = self.run_dir / "chatglm-01.json"
-        path.write_text(json.dumps({**self.record(), **changes}))
 
 
 @pytest.fixture
@@ -59,27 +32,6 @@ async def house(tmp_path: Path, standin_server: Path) -> AsyncIterator[House]:
         await last.kill(fact.name, fact.runtime_id)
     for adapter in house.adapters:
         await adapter.close()
-
-
-@pytest.fixture
-def port(port_range: Callable[[int], range]) -> int:
-    return port_range(1)[0]
-
-
-async def serving(runtime: ProcessRuntime, name: str, port: int, *gpus: str) -> Fact:
-    await runtime.start(Launch(name, port, gpus))
-    fact = await the(runtime, name)
-    await eventually(lambda: answers(fact))
-    return fact
-
-
-async def ended(runtime: ProcessRuntime, name: str = "chatglm-01") -> Fact | None:
-    fact = await the(runtime, name)
-    return fact if fact.phase is Phase.EXITED else None
-
-
-def lives(pid: int) -> bool:
-    return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
 
 
 # --- starting and seeing ----------------------------------------------------------------------------------------------

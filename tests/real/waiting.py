@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import threading
 import time
 from collections.abc import Awaitable, Callable
 from typing import TypeVar, cast, overload
@@ -34,3 +35,8 @@ async def eventually(
             return cast(T, value)
         assert time.monotonic() < deadline, f"not within {within} s: {what or condition}; the last answer was {value!r}"
         await asyncio.sleep(every)
+
+
+def threads(name: str) -> int:
+    """Threads whose name begins so."""
+    return sum(thread.name.startswith(name) for thread in threading.enumerate())
