@@ -112,8 +112,9 @@ def _build_into(target: Path) -> None:
 
 
 def build(directory: Path) -> None:
-    """Writes the trained model and its tokenizer into `directory` (about 1 MB, a few seconds on one core)."""
+    """Writes the trained model and its tokenizer into `directory`: 1 MB, some seconds on one core. Raises OSError."""
     import torch
+    from safetensors import SafetensorError
 
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # matrices this small are slower on several
@@ -126,8 +127,11 @@ def build(directory: Path) -> None:
     finally:
         torch.set_num_threads(threads)
     log.info("built the embedded model: %d steps, loss %.3f", steps, loss)
-    model.save_pretrained(directory)
-    tokenizer.save_pretrained(directory)
+    try:
+        model.save_pretrained(directory)
+        tokenizer.save_pretrained(directory)
+    except SafetensorError as error:  # how safetensors says that the disk is full
+        raise OSError(str(error)) from error
 
 
 def _tokenizer() -> Any:
