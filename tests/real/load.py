@@ -50,12 +50,14 @@ async def post_load(
     body: dict[str, Any] | None = None,
     timeout: float = 60.0,
     until: asyncio.Event | None = None,
+    into: LoadResult | None = None,
 ) -> LoadResult:
     """Sends `rate` POSTs a second to `url` for `seconds`, or until `until` is set; returns when all have ended.
 
-    Each is a connection of its own. One that takes longer than `timeout` seconds counts as "timeout".
+    Each is a connection of its own. One that takes longer than `timeout` seconds counts as "timeout". `into` is filled
+    as they end, for whoever wants to look on.
     """
-    result = LoadResult()
+    result = LoadResult() if into is None else into
     target = urlsplit(url)
     raw = json.dumps({"prompt": "你好", "history": []} if body is None else body).encode()
     request = (
