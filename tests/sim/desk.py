@@ -109,4 +109,5 @@ class Desk:
         before: tuple[tuple[str, int], ...] = (),
     ) -> None:
         self._count += 1
-        loop.begin(Operation(f"op-{self._count}", kind, WHO, now, wall, targets, total, sentence="begun", before=before))
+        name = f"op-{self._count}"
+        loop.begin(Operation(name, kind, WHO, now, wall, targets, total, sentence="begun", before=before))

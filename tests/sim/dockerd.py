@@ -52,6 +52,7 @@ class Dockerd:
         self.slow_load_until = 0.0
         self.slow_load = 1.0
         self.listeners: list[Callable[[str], None]] = []
+        self.mourners: list[Callable[[], None]] = []  # who watch the processes themselves
         self.taken_ports: frozenset[int] = frozenset()
         self._tell = tell
         self._ids = 0
@@ -145,7 +146,7 @@ class Dockerd:
         if self.engine.now < until:
             crash = load * self.rng.random() if loading else load + self.rng.uniform(1.0, 20.0)
         if self.engine.now < self.lies_until:
-            life.lie = self.lies
+            life.lie, life.lied_at = self.lies, self.engine.now
         life.start(load, crash)
         self._event(life.name)
 
@@ -203,6 +204,12 @@ class Dockerd:
     def _exited(self, life: Life) -> None:
         self._tell(f"{life.name} exits: {life.exit_code}")
         self._event(life.name)
+        if life.traits.watched:
+            self.engine.after(0.001, self._mourn)
+
+    def _mourn(self) -> None:
+        for mourn in list(self.mourners):
+            mourn()
 
     def _event(self, name: str) -> None:
         if self.engine.now < self.late_until or self.down:
@@ -221,6 +228,7 @@ class Dockerd:
             self.lies_since = self.engine.now
         self.lies, self.lies_until = miss, max(self.lies_until, self.engine.now + seconds)
         for life in self.lives.values():
+            life.lied_at = self.engine.now if life.lie is None else life.lied_at
             life.lie, life.bad_at = miss, self.engine.now
         self.engine.after(seconds, self._stop_lying)
 

@@ -104,7 +104,7 @@ def slow_down(host: Host) -> None:
 
 def lie_about_one(host: Host) -> None:
     if (life := _one(host)) is not None:
-        life.lie, life.bad_at = host.rng.choice(LIES), host.engine.now
+        life.lie, life.bad_at, life.lied_at = host.rng.choice(LIES), host.engine.now, host.engine.now
 
         def stop() -> None:
             life.lie = host.dockerd.lies if host.engine.now < host.dockerd.lies_until else None

@@ -84,8 +84,9 @@ def a_bad_one_is_taken_out(m: Moment) -> Iterator[str]:
         life = m.host.dockerd.at(address)
         bound = _seen_bad_within(m, life)
         bad = bound is not None and bool(able) and not _most_are_bad(m, routed)
-        if m.ledger.lasting(("bad", name), bad, m.now) > (bound or 0.0):
-            what = life.mode if life is not None else "dead"
+        what = life.mode if life is not None else "dead"
+        lasted = {kind: m.ledger.lasting(("bad", name, kind), bad and kind == what, m.now) for kind in (*Mode, "dead")}
+        if lasted[what] > (bound or 0.0):
             yield f"{name} is {what} and stays in the routing for more than {bound:.1f} s, while others can serve"
 
 
@@ -150,7 +151,7 @@ def an_able_one_does_not_stay_out(m: Moment) -> Iterator[str]:
 @step("2, 3: healing leaves alone whoever serves, however slow its probes")
 def healing_needs_a_cause(m: Moment, s: Step) -> Iterator[str]:
     life = _disturbed(m, s)
-    if life is None or not life.able or life.stuck:
+    if life is None or not life.able or not life.proven:
         return
     p = m.host.policy
     recently = p.hang_after + p.failures * (p.interval + p.timeout) + p.inference_timeout * 2 + 30.0
@@ -178,7 +179,7 @@ def healing_disturbs_one_at_a_time(m: Moment, s: Step) -> Iterator[str]:
 def a_common_cause_is_held(m: Moment, s: Step) -> Iterator[str]:
     life = _disturbed(m, s)
     since = m.ledger.everybody_lied_about_since
-    if life is None or not life.able or since is None or life.lie is None:
+    if life is None or not life.able or since is None or life.lie is None or life.lied_at < since:
         return
     if m.now - since < 25.0:
         yield f"{s.name} was given {s.kind} {m.now - since:.1f} s after all probes began to fail"

@@ -36,6 +36,7 @@ class Traits:
     service: float = 1.0  # a usual answer takes this long
     prompt: float = 0.3  # the synthetic one
     load: float = 10.0
+    watched: bool = True  # its death is seen at once (a pidfd), before the runtime tells of it
 
 
 @dataclass(slots=True, eq=False)
@@ -63,11 +64,13 @@ class Life:
     mode: Mode = Mode.FINE
     slow: float = 1.0  # answers take this many times longer
     lie: Miss | None = None  # health questions fail although it is fine
+    lied_at: float = 0.0  # since when they do
     loaded: bool = False
     leaves: bool = False  # has got SIGTERM
     stuck: bool = False  # in D state: no signal ends it
     started_at: float | None = None
     exit_code: int | None = None
+    died_at: float | None = None
     oom_killed: bool = False
     proven: bool = False  # has answered somebody well
     late: bool = False  # dockerd made it when nobody waited for it any more
@@ -143,7 +146,7 @@ class Life:
         """Its process ends; every connection to it is reset."""
         if not self.alive or self.stuck:
             return
-        self.phase, self.exit_code, self.oom_killed = Phase.EXITED, code, oom
+        self.phase, self.exit_code, self.oom_killed, self.died_at = Phase.EXITED, code, oom, self.engine.now
         self._drop_all("reset")
         self.on_exit(self)
 

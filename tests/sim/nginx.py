@@ -114,7 +114,7 @@ class Gateway:
         self._changed = changed
         self._alive = alive
         self._wanted: Servers | None = None
-        self._live = nginx.disk
+        self._live = self._proven = nginx.disk
         self._live_generation: int | None = None
         self._reason: str | None = None
         self._works = False
@@ -130,6 +130,9 @@ class Gateway:
     def on_disk(self) -> Servers:
         return self._nginx.disk
 
+    def prove(self, proofs: Mapping[Address, float]) -> None:
+        """The simulated nginx has no waiting room: a request that finds nobody fails at once, and is no violation."""
+
     def view(self) -> GatewayView:
         return GatewayView(
             ok=self._reason is None,
@@ -137,6 +140,7 @@ class Gateway:
             generation=self._nginx.disk_generation,
             live_generation=self._live_generation,
             live=self._live,
+            joining=self._live - self._proven,
             servers=len(self._live),
         )
 
@@ -191,7 +195,8 @@ class Gateway:
         if not self._alive():
             return
         if [generation for generation, _ in self._nginx.lists] == [self._nginx.disk_generation]:
-            self._live, self._live_generation = self._nginx.disk, self._nginx.disk_generation
+            self._live = self._proven = self._nginx.disk
+            self._live_generation = self._nginx.disk_generation
             self._works, self._reason = False, None
             if self._wanted != self._nginx.disk:
                 self._begin()

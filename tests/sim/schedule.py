@@ -26,6 +26,7 @@ def random_host(seed: int, *, verbose: bool = False) -> Host:
         slots=rng.choice((1, 2, 4)),
         service=rng.choice((0.3, 1.0, 2.0)),
         load=rng.choice((2.0, 10.0, 30.0)),
+        watched=rng.random() < 0.7,
     )
     policy = Policy(
         service=SERVICE,
@@ -73,7 +74,7 @@ class Schedule:
     def _episode(self) -> None:
         host, rng = self.host, self.rng
         self.episodes += 1
-        host.run_until(host.engine.now + rng.expovariate(1 / 500.0))
+        host.run_until(host.engine.now + rng.expovariate(1 / 800.0))
         busy = rng.uniform(15.0, 80.0)
         if rng.random() < 0.85:
             host.users.come(host.users_rate * rng.choice((0.2, 0.6, 1.0)), busy)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
-from hasupervisor.model import Address, Fact, Miss, Outcome, ProbeView, RuntimeView, Said, Step
+from hasupervisor.model import Address, Fact, Miss, Outcome, Phase, ProbeView, RuntimeView, Said, Step
 from hasupervisor.observe import evidence
 from hasupervisor.observe.answers import Health
 from tests.sim.dockerd import Answer, Dockerd
@@ -54,10 +55,13 @@ class Picture:
         self._again = False
         self._tick: Timer | None = None
         dockerd.listeners.append(self._event)
+        dockerd.mourners.append(self._died)
         self.refresh()
 
     def view(self) -> RuntimeView:
-        return self._view
+        """The list, corrected by the deaths that have been seen since."""
+        facts = tuple(self._corrected(fact) for fact in self._view.facts)
+        return replace(self._view, facts=facts) if facts != self._view.facts else self._view
 
     def refresh(self) -> None:
         if self._asking:
@@ -72,9 +76,19 @@ class Picture:
 
     def close(self) -> None:
         self._dockerd.listeners.remove(self._event)
+        self._dockerd.mourners.remove(self._died)
 
     def _event(self, name: str) -> None:
         self.refresh()
+
+    def _died(self) -> None:
+        self.refresh()
+        self._changed()
+
+    def _corrected(self, fact: Fact) -> Fact:
+        life = self._dockerd.buried[fact.runtime_id]
+        unsaid = fact.phase in (Phase.RUNNING, Phase.PAUSED) and life.died_at is not None and life.traits.watched
+        return replace(fact, phase=Phase.EXITED, died_at=life.died_at) if unsaid else fact
 
     def _take(self, facts: tuple[Fact, ...] | None, asked: float) -> None:
         self._asking = False
@@ -172,7 +186,7 @@ class Prober:
             if view.said is not None and not view.failures:
                 health = Health(view.said, view.reason, watch.life.progress())
                 for _ in range(min(3, int(skipped / self._interval))):
-                    view = evidence.answered(view, health, now - 0.01)
+                    view = evidence.answered(view, health, now - 0.01, now - 0.02)
                 watch.view = view
             if watch.prompt_over is not None and watch.view.prompt_ok:
                 watch.prompt_over = max(watch.prompt_over, now - self._rng.uniform(0.0, PROMPT_EVERY))
@@ -194,7 +208,8 @@ class Prober:
         elif miss is not None:
             self._engine.after(takes, lambda: self._missed(watch, miss, last=True), soft=True)
         else:
-            self._engine.after(takes, lambda: self._answered(watch, said), soft=True)
+            asked = self._engine.now
+            self._engine.after(takes, lambda: self._answered(watch, said, asked), soft=True)
 
     def _truth(self, life: Life) -> tuple[Miss | None, Said, float]:
         """How a question put now will end: missed or answered, what is said, and after how long."""
@@ -227,12 +242,12 @@ class Prober:
             pause = min(self._interval, QUICK if quick else FAST)
             self._plan_question(watch, max(0.0, pause - (self._timeout if slow else 0.0)))
 
-    def _answered(self, watch: _Watch, said: Said) -> None:
+    def _answered(self, watch: _Watch, said: Said, asked: float) -> None:
         if watch.over or not self._alive():
             return
         reason = "CUDA error: an illegal memory access was encountered" if said is Said.UNHEALTHY else ""
         health = Health(said, reason, watch.life.progress())
-        self._now(watch, evidence.answered(watch.view, health, self._engine.now))
+        self._now(watch, evidence.answered(watch.view, health, self._engine.now, asked))
         self._think(watch)
         self._plan_question(watch, min(self._interval, FAST) if said is Said.LOADING else self._interval)
 
