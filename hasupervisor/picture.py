@@ -71,7 +71,7 @@ def _own_problems(easel: Easel) -> tuple[Problem, ...]:
         found.append(Problem("memory", f"{trouble.sentence}; what is new is kept in memory", trouble.hint))
     probes = easel.probe_trouble()
     if probes is not None:
-        found.append(Problem("probes", probes, "chatglm-hactl explain"))
+        found.append(Problem("probes", probes, "chatglm-hactl history --since 10m"))
     return tuple(found)
 
 

@@ -48,7 +48,9 @@ def problems(
     """What a person should know, the worst first, each with the next command."""
     found: list[Problem] = []
     if world.runtime.trouble is not None:
-        found.append(Problem("runtime", f"{world.runtime.trouble}; routing stays as it was", "chatglm-hactl explain"))
+        found.append(
+            Problem("runtime", f"{world.runtime.trouble}; routing stays as it was", "chatglm-hactl history --since 10m")
+        )
     found.extend(_gateway_problems(world.gateway))
     if cause is not None:
         words = f"common cause: {cause.sentence(world.now)}; restarts are held"
