@@ -51,6 +51,7 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         "CREATE INDEX history_at ON history (at)",
         "CREATE INDEX history_subject ON history (subject, id)",
     ),
+    ("ALTER TABLE records ADD COLUMN bad_since REAL",),
 )
 
 _PRAGMAS = (

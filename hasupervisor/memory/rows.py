@@ -66,6 +66,7 @@ def lasting(record: Record) -> Record:
         state=record.state,
         since=record.since,
         since_wall=record.since_wall,
+        bad_since=record.bad_since if record.disturbed_at is not None else None,  # otherwise it is seen anew
         disturbed_at=record.disturbed_at,
         ended=record.ended,
     )
@@ -93,6 +94,7 @@ def record_row(record: Record, moment: Moment) -> Row:
         "failed_tail": end_of(failure.tail) if failure else None,
         "retry_at": moment.to_wall(record.retry_at),
         "parked_at": moment.to_wall(record.parked_at),
+        "bad_since": moment.to_wall(record.bad_since),
         "disturbed_at": moment.to_wall(record.disturbed_at),
         "stuck": record.stuck,
         "ended": record.ended,
@@ -131,6 +133,7 @@ def record_of(row: Row, moment: Moment) -> Record:
         state=State(str(row["state"])),
         since=(monotonic("since") or 0.0) if row["since"] else 0.0,  # 0: in no state yet
         since_wall=_number(row, "since"),
+        bad_since=monotonic("bad_since"),
         disturbed_at=monotonic("disturbed_at"),
         ended=_maybe_text(row, "ended"),
     )

@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncGenerator, Callable, Iterable
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -37,7 +37,7 @@ SLOW = 5.0
 
 READ_DEADLINE = 5.0
 LOAD_DEADLINE = 30.0
-"""Starting without what was known costs more than starting late: the file is checked whole, and the disk may be busy."""
+"""Starting without what was known costs more than starting late: the file is checked whole, the disk may be busy."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,7 +176,7 @@ class Scribe:
         both = [*written, *waiting]
         return both[:n] if after_id is not None else both[max(0, len(both) - n) :]
 
-    async def follow(self, *, n: int, since_wall: float | None = None) -> AsyncIterator[Entry]:
+    async def follow(self, *, n: int, since_wall: float | None = None) -> AsyncGenerator[Entry, None]:
         """The newest `n` lines, then each new one as it comes, without end. Raises MemoryTrouble."""
         last = self._next_id - 1
         for entry in await self.history(n=n, since_wall=since_wall):
@@ -361,7 +361,8 @@ class _File:
         try:
             return _Written(self._memory.write(batch), shift, mishap)
         except MemoryLost:
-            self.close()
+            with contextlib.suppress(MemoryTrouble):  # it is of no use any more, however it ends
+                self.close()
             raise
 
     def history(self, *, n: int, since_wall: float | None, subject: str | None, after_id: int | None) -> list[Entry]:

@@ -13,7 +13,7 @@ import structlog
 from starlette.responses import Response
 
 from hasupervisor.report import document
-from hasupervisor.report.desk import Declined, Failed, Invalid, NoSuch, Refused, Unavailable
+from hasupervisor.report.desk import Declined, Invalid, NoSuch, Refused, Unavailable
 
 log = structlog.get_logger(__name__)
 
@@ -25,13 +25,16 @@ Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 Application = Callable[[Scope, Receive, Send], Awaitable[None]]
 
-_TITLES: Mapping[type[Declined], tuple[int, str]] = {
-    Refused: (409, "Refused"),
-    NoSuch: (404, "Not found"),
-    Invalid: (422, "Invalid configuration"),
-    Unavailable: (503, "Unavailable"),
-    Failed: (500, "Failed"),
-}
+AT_A_TIME = 64
+"""Pieces that a stream sends before others have their turn: a long answer must not hold up the cycle."""
+
+_TITLES: Sequence[tuple[type[Declined], int, str]] = (
+    (Refused, 409, "Refused"),
+    (NoSuch, 404, "Not found"),
+    (Invalid, 422, "Invalid configuration"),
+    (Unavailable, 503, "Unavailable"),
+    (Declined, 500, "Failed"),
+)
 
 
 def answer(value: document.Document, status: int = 200) -> Response:
@@ -52,7 +55,7 @@ def refuse(
 
 
 def decline(error: Declined) -> Response:
-    status, title = _TITLES[type(error)]
+    status, title = next((status, title) for kind, status, title in _TITLES if isinstance(error, kind))
     return refuse(status, error.detail, error.hint, problems=error.problems, title=title)
 
 
@@ -100,9 +103,13 @@ class Stream:
 
     async def _pump(self, send: Send) -> None:
         async with aclosing(self._source) as source:
+            sent = 0
             async for piece in source:
                 await self._begin(send)
                 await send({"type": "http.response.body", "body": piece, "more_body": True})
+                sent += 1
+                if sent % AT_A_TIME == 0:
+                    await asyncio.sleep(0)
 
     async def _begin_late(self, send: Send) -> None:
         await asyncio.sleep(PATIENCE)

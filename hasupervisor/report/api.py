@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
 from starlette.applications import Starlette
@@ -144,13 +144,13 @@ class _Requests:
         shown = self._operation(request.path_params["id"])
         return self._stream(self._watched(shown["id"]), LINES) if watch else answer(shown)
 
-    async def history(self, request: Request) -> Response | Stream:
+    async def history(self, request: Request) -> Stream:
         wanted = parameters.query(request, parameters.History)
         if wanted.follow:
             lines = self._desk.follow(n=wanted.n, since_wall=wanted.since)
-            return self._stream(_encoded(lines, lambda line: encode(document.entry(line))), LINES)
-        found = await self._desk.history(n=wanted.n, since_wall=wanted.since)
-        return Response(b"".join(encode(document.entry(line)) for line in found), media_type=LINES)
+        else:
+            lines = _one_by_one(await self._desk.history(n=wanted.n, since_wall=wanted.since))
+        return self._stream(_encoded(lines, lambda line: encode(document.entry(line))), LINES)
 
     async def nginx(self, request: Request) -> Response:
         parameters.query(request, parameters.Nothing)
@@ -305,6 +305,11 @@ def _last_words(judged: Judged, wanted: parameters.Logs) -> Response:
     lines = failure.tail.splitlines()
     kept = lines[max(0, len(lines) - wanted.n) :]
     return Response("".join(f"{line}\n" for line in kept).encode("utf-8", "replace"), media_type=PLAIN)
+
+
+async def _one_by_one(lines: Iterable[_Line]) -> AsyncIterator[_Line]:
+    for line in lines:
+        yield line
 
 
 async def _encoded(lines: AsyncIterator[_Line], encoded: Callable[[_Line], bytes]) -> AsyncGenerator[bytes, None]:

@@ -81,10 +81,11 @@ def instance(judged: Judged, snapshot: Snapshot) -> Document:
 
 
 def is_routed(judged: Judged, snapshot: Snapshot) -> bool:
-    """Whether nginx may send it new requests now, as far as is proven; without nginx the decision is the fact."""
-    if snapshot.gateway.off:
+    """Whether nginx is proven to send it requests; without nginx the decision is the fact."""
+    gateway = snapshot.gateway
+    if gateway.off:
         return judged.record.in_rotation
-    return judged.fact is not None and judged.fact.address in snapshot.gateway.live
+    return judged.fact is not None and judged.fact.address in gateway.live - gateway.joining
 
 
 def retry_in(record: Record, snapshot: Snapshot) -> float | None:
@@ -146,10 +147,12 @@ def what_next(judged: Judged, snapshot: Snapshot) -> str:
         case State.STARTING | State.LOADING if judged.fact is not None and judged.fact.started_at is not None:
             left = judged.fact.started_at + policy.start_timeout - snapshot.now
             return f"takes traffic once it serves; has {_interval(left)} more for that"
-        case State.DRAINING if record.leaving is not None:
-            left = record.leaving.since + policy.drain_timeout - snapshot.now
+        case State.DRAINING if record.leaving is not None and record.leaving.unrouted_since is not None:
+            left = record.leaving.unrouted_since + policy.drain_timeout - snapshot.now
             return f"is stopped once nothing is in flight, at the latest in {_interval(left)}"
-        case State.DRAINING | State.STOPPING:
+        case State.DRAINING:
+            return "is stopped once nginx has let go of it and nothing is in flight"
+        case State.STOPPING:
             return "is stopped"
         case _:
             return _next_start(judged, snapshot)

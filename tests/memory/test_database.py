@@ -193,6 +193,27 @@ def test_a_file_of_a_newer_release_is_refused_with_the_way_out_and_left_alone(pa
     assert sorted(found.name for found in path.parent.iterdir()) == ["state.db"]
 
 
+def test_a_file_of_any_older_release_is_brought_up_to_date_with_what_it_knows(path: Path) -> None:
+    for version in range(1, len(MIGRATIONS)):
+        with sqlite3.connect(path) as older:
+            for statements in MIGRATIONS[:version]:
+                for statement in statements:
+                    older.execute(statement)
+            older.execute(
+                """INSERT INTO records (name, port, restarts, failures, state, since, saved_at)
+                VALUES ('chatglm-01', 8000, 7, '[]', 'serving', 1.0, 2.0)"""
+            )
+            older.execute(f"PRAGMA user_version = {version}")
+        older.close()
+        memory = Memory.open(path)
+        assert memory.mishap is None
+        assert [record.restarts for record in memory.load(MOMENT).records] == [7]
+        memory.write(Batch(MOMENT, records=(Record("chatglm-02", 8001, bad_since=90.0, disturbed_at=95.0),)))
+        assert memory.load(MOMENT).records[1].bad_since == pytest.approx(90.0)
+        memory.close()
+        path.unlink()
+
+
 def test_a_second_program_on_the_file_is_told_that_another_holds_it(path: Path) -> None:
     memory = Memory.open(path)
     memory.write(Batch(MOMENT, Wants(1)))

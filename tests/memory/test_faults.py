@@ -124,7 +124,8 @@ def write_and_die(path: Path, printed: Path, after: float) -> int:
         time.sleep(0.005)
     time.sleep(after)  # not a wait: the moment of death is what is being varied
     writer.send_signal(signal.SIGKILL)
-    assert writer.communicate(timeout=20) == (None, b"")
+    _, errors = writer.communicate(timeout=20)
+    assert errors == b""
     return int(printed.read_bytes().rpartition(b"\n")[0].split()[-1])
 
 

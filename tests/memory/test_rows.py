@@ -49,6 +49,7 @@ def records(draw: st.DrawFn) -> Record:
     failed = past()
     failure = Failure(failed, failed - SAVED.now + SAVED.wall, draw(text), draw(text))
     since = past()
+    disturbed = draw(st.one_of(st.none(), ago.map(lambda s: SAVED.now - s)))
     return Record(
         name="chatglm-01",
         port=8000,
@@ -61,7 +62,8 @@ def records(draw: st.DrawFn) -> Record:
         state=draw(st.sampled_from(State)),
         since=since,
         since_wall=since - SAVED.now + SAVED.wall,
-        disturbed_at=draw(st.one_of(st.none(), ago.map(lambda s: SAVED.now - s))),
+        bad_since=disturbed,
+        disturbed_at=disturbed,
         ended=draw(st.one_of(st.none(), text)),
     )
 
@@ -69,14 +71,17 @@ def records(draw: st.DrawFn) -> Record:
 def same(first: Record, second: Record, shift: float) -> None:
     """`second` is `first` with every monotonic time moved by `shift`."""
     assert second.failures == pytest.approx([at + shift for at in first.failures], abs=1e-3)
-    for key in ("retry_at", "parked_at", "disturbed_at", "since"):
+    for key in ("retry_at", "parked_at", "bad_since", "disturbed_at", "since"):
         before, after = getattr(first, key), getattr(second, key)
         assert after == (None if before is None else pytest.approx(before + shift, abs=1e-3)), key
     if first.last_failure is not None:
         assert second.last_failure is not None
         assert second.last_failure.at == pytest.approx(first.last_failure.at + shift, abs=1e-3)
-    times = {"failures": (), "retry_at": None, "parked_at": None, "disturbed_at": None, "since": 0.0}
-    untimed = replace(first, last_failure=None, **times), replace(second, last_failure=None, **times)
+    nothing: dict[str, None] = {"bad_since": None, "disturbed_at": None}
+    untimed = [
+        replace(one, last_failure=None, failures=(), retry_at=None, parked_at=None, since=0.0, **nothing)
+        for one in (first, second)
+    ]
     assert untimed[0] == untimed[1]
 
 
@@ -114,6 +119,11 @@ def test_what_the_next_daemon_sees_for_itself_is_not_kept() -> None:
         restarts=3,
     )
     assert lasting(record) == Record(name="chatglm-01", port=8000, restarts=3, ended="4710@10")
+
+
+def test_a_healing_that_is_under_way_is_kept_so_that_it_stays_the_only_one() -> None:
+    record = Record("chatglm-01", 8000, bad_since=10.0, disturbed_at=12.0)
+    assert lasting(record) == record
 
 
 @pytest.mark.parametrize(

@@ -137,8 +137,8 @@ def misfits(value: Any, shape: Shape, where: str = "$") -> list[str]:
         case Maybe():
             return [] if value is None else misfits(value, shape.shape, where)
         case re.Pattern():
-            fits = isinstance(value, str) and shape.fullmatch(value)
-            return [] if fits else [f"{where}: {value!r} is not like {shape.pattern}"]
+            like = isinstance(value, str) and shape.fullmatch(value) is not None
+            return [] if like else [f"{where}: {value!r} is not like {shape.pattern}"]
         case set():
             return [] if not isinstance(value, bool) and value in shape else [f"{where}: {value!r} is not in {shape}"]
         case [item]:

@@ -18,7 +18,7 @@ from hasupervisor.report import answers
 from hasupervisor.report import api as api_module
 from hasupervisor.report.desk import Failed, Invalid, Refused, Unavailable
 from tests.report import schema
-from tests.report.clerk import Clerk
+from tests.report.clerk import Clerk, Line
 from tests.report.example import SNAPSHOT, WALL, judged
 from tests.report.schema import conforms
 from tests.report.serving import lines_of, me, served, until
@@ -283,6 +283,24 @@ async def test_the_history_is_newline_delimited_json_the_oldest_first() -> None:
         few = lines_of((await ha.client.get(f"/v1/history?n=500&since={WALL + 57}")).text)
         assert [line["sentence"] for line in few] == ["line 57", "line 58", "line 59"]
         assert (await ha.client.get("/v1/history?n=0")).text == ""
+
+
+async def test_a_long_history_leaves_the_daemon_its_turns() -> None:
+    async with served() as ha:
+        ha.clerk.lines = [Line(n, WALL, "chatglm-01", "state", "x" * 50, "chatglm-ha") for n in range(20_000)]
+        turns = 0
+
+        async def cycle() -> None:
+            nonlocal turns
+            while True:
+                turns += 1
+                await asyncio.sleep(0)
+
+        cycles = asyncio.create_task(cycle())
+        answer = await ha.client.get("/v1/history?n=20000")
+        cycles.cancel()
+        assert answer.text.count("\n") == 20_000
+        assert turns > 200
 
 
 async def test_a_followed_history_goes_on_and_its_follower_ends_when_the_client_leaves() -> None:

@@ -127,6 +127,8 @@ def test_routed_is_what_the_live_generation_says_and_without_nginx_the_decision(
     elsewhere = replace(SNAPSHOT, gateway=replace(SNAPSHOT.gateway, live=frozenset({Address("172.17.0.9", 8000)})))
     assert not document.is_routed(SERVING, elsewhere)
     assert not document.is_routed(SERVING, NGINX_OFF)
+    joining = replace(SNAPSHOT, gateway=replace(SNAPSHOT.gateway, joining=SNAPSHOT.gateway.live))
+    assert not document.is_routed(SERVING, joining), "not every worker is proven to know it"
     wanted = replace(SERVING, record=replace(SERVING.record, in_rotation=True))
     assert document.is_routed(wanted, NGINX_OFF)
     assert not document.is_routed(wanted, elsewhere), "the wish alone sends nobody there"
@@ -157,9 +159,9 @@ def test_one_instance_can_be_asked_for_alone() -> None:
     assert alone["serving"] == 1, "the rest is about the whole service"
 
 
-def _leaving(state: State = State.DRAINING) -> Snapshot:
+def _leaving(state: State = State.DRAINING, unrouted_since: float | None = NOW - 20) -> Snapshot:
     one = judged("chatglm-01", state)
-    leaving = Leaving(Cause.RESTART, "restarted by alice", since=NOW - 20)
+    leaving = Leaving(Cause.RESTART, "restarted by alice", since=NOW - 30, unrouted_since=unrouted_since)
     return replace(SNAPSHOT, instances=(replace(one, record=replace(one.record, leaving=leaving)),))
 
 
@@ -195,6 +197,7 @@ def _with(state: State, snapshot: Snapshot = SNAPSHOT, **record: object) -> Snap
         (_with(State.BACKOFF, retry_at=NOW), "is started as soon as it may: one at a time"),
         (replace(SNAPSHOT, instances=(LOADING,)), "takes traffic once it serves; has 9 min more for that"),
         (_leaving(), "is stopped once nothing is in flight, at the latest in 5 min"),
+        (_leaving(unrouted_since=None), "is stopped once nginx has let go of it and nothing is in flight"),
         (_leaving(State.STOPPING), "is stopped"),
     ],
 )

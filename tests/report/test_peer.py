@@ -36,7 +36,7 @@ async def test_another_user_is_named_and_cannot_pretend_to_be_somebody_else() ->
     async with served() as ha:
         ha.path.chmod(0o666)
         ha.path.parent.chmod(0o755)
-        command = [sys.executable, "-c", ASK, ha.path, str(uid)]
+        command = [sys.executable, "-c", ASK, str(ha.path), str(uid)]
         process = await asyncio.create_subprocess_exec(*command, stdout=subprocess.PIPE)
         out, _ = await asyncio.wait_for(process.communicate(), 20)
         assert out == b"202\n"
@@ -67,7 +67,7 @@ async def test_a_directory_server_that_does_not_answer_holds_up_nobody(monkeypat
         assert answers.wait(20)
         return known(uid)
 
-    monkeypatch.setattr(peer_module.pwd, "getpwuid", slow)
+    monkeypatch.setattr(pwd, "getpwuid", slow)
     monkeypatch.setattr(peer_module, "LOOK_UP_DEADLINE", 0.2)
     names = UserNames()
     began = time.monotonic()
