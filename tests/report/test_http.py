@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 import httpx
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 from structlog.testing import capture_logs
 
 from hasupervisor.model import Address, GatewayView, Pause, RuntimeView, State, Wants
@@ -105,6 +106,8 @@ async def test_the_metrics_show_the_picture() -> None:
 async def test_every_name_begins_with_ours_and_every_family_is_explained() -> None:
     async with pages() as given:
         exposition = (await scraped(given)).text
+    parsed = {family.name for family in text_string_to_metric_families(exposition)}
+    assert "chatglm_ha_instance_state" in parsed
     families = re.findall(r"^# TYPE (\S+) (\S+)$", exposition, re.MULTILINE)
     helps = re.findall(r"^# HELP (\S+) \S+", exposition, re.MULTILINE)
     assert [name for name, _ in families] == helps
