@@ -10,6 +10,7 @@ import socket
 import stat
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -56,14 +57,10 @@ class Holder:
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Iterator[Path]:
+def folder() -> Iterator[Path]:
     """Short enough for a socket's name."""
-    with_number = Path("/tmp") / f"ha-lock-{os.getpid()}"
-    with_number.mkdir()
-    yield with_number
-    for found in with_number.iterdir():
-        found.unlink()
-    with_number.rmdir()
+    with tempfile.TemporaryDirectory(prefix="ha-") as name:
+        yield Path(name)
 
 
 def test_a_second_daemon_on_a_state_directory_is_told_who_holds_it_since_when_and_what_to_do(tmp_path: Path) -> None:
