@@ -1,0 +1,39 @@
+"""A host on which the project was installed from a checkout with the README's own commands."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+import pytest
+
+from tests.checkout import ROOT, copy_sources
+from tests.real import images
+from tests.real.dockerd import Engine
+from tests.system import supplies
+from tests.system.machine import Machine, machine
+
+CHECKOUT, WHEELS, STANDIN = "/srv/chatglm-ha", "/srv/wheels", "/srv/standin"
+UNIT = "chatglm-ha"
+CONFIG = "/etc/chatglm-ha/config.toml"
+
+
+def readme_commands(heading: str) -> str:
+    """The first block of commands under a heading of the README."""
+    section = (ROOT / "README.md").read_text().partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
+    block = re.search(r"```sh\n(.*?)```", section, re.S)
+    assert block is not None, f"README.md has no commands under {heading}"
+    return block[1]
+
+
+@pytest.fixture(scope="session")
+def host(engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
+    """A booted host, the project installed, the daemon not started yet. No network is needed for it."""
+    sources = tmp_path_factory.mktemp("system") / "checkout"
+    copy_sources(sources)
+    folders = {sources: "/mnt", supplies.dependencies(): WHEELS, images.SCRIPTS: STANDIN}
+    with machine(engine, supplies.root_file_system(), folders) as host:
+        host.run("cp", "-r", "/mnt", CHECKOUT)
+        offline = f"export PIP_NO_INDEX=1 PIP_FIND_LINKS={WHEELS}; cd {CHECKOUT}\n"
+        host.run("bash", "-eu", "-c", offline + readme_commands("Install"))
+        yield host
