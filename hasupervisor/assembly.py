@@ -105,6 +105,8 @@ def nginx_settings(config: Config) -> NginxSettings:
         max_fails=nginx.max_fails,
         fail_timeout=nginx.fail_timeout,
         max_in_flight=nginx.max_in_flight,
+        hold=nginx.hold,
+        hold_max=nginx.hold_max,
         room=str(nginx.room),
         health_path=config.health.path,
         access_log_socket=log_socket_path(config),

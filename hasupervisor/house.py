@@ -71,7 +71,7 @@ class House:
         self._has_served = False
         self._runtime = _runtime(settings)
         self._scribe = Scribe(settings.state.dir / "state.db")
-        self._gateway = Gateway(assembly.nginx_settings(settings), self._gateway_changed)
+        self._gateway = Gateway(assembly.nginx_settings(settings), self._gateway_changed, self._requests_wait)
         self._gateway_before = GatewayView()
         self._routed: dict[Address, str] = {}  # who gets requests, as far as the history tells
         self._traffic = Traffic(_log_socket(settings), InFlight())
@@ -259,6 +259,9 @@ class House:
             if address not in self._routed:
                 self._loop.record_note(Note(name, "routing", f"in the gateway: generation {generation}"))
             self._routed[address] = name
+
+    def _requests_wait(self) -> None:
+        self._probes.hurry()
 
     def _step_ended(self, outcome: Outcome) -> None:
         if self._loop is not None:

@@ -78,6 +78,7 @@ class Hands(Protocol):
 
 class GatewayHand(Protocol):
     def want(self, routing: Routing) -> None: ...
+    def prove(self, proofs: Mapping[Address, float]) -> None: ...
     def view(self) -> GatewayView: ...
     def on_disk(self) -> frozenset[Address]: ...
 
@@ -224,6 +225,7 @@ class Loop:
             self._parts.hands.submit(step)
         if world.settled:
             self._parts.gateway.want(decided.routing)
+            self._parts.gateway.prove(dict(decided.proofs))
         for name in decided.prompts:
             self._parts.probes.ask(name)
         self.latest = decided
@@ -299,8 +301,7 @@ class Loop:
     def _keep(self, decided: Plan, now: float, wall: float) -> None:
         """Remembers what the plan decided, and writes down what changed."""
         records = {j.record.name: j.record for j in decided.instances}
-        if _durable(records) != _durable(self._records):
-            self._parts.memory.save_records(records.values(), now, wall)
+        self._parts.memory.save_records(records.values(), now, wall)  # what is unchanged costs nothing there
         gone, self._records = self._records.keys() - records.keys(), records
         self._forget(gone)
         self._set_operations(decided.operations)
@@ -334,14 +335,6 @@ def _goes_for_good(record: Record) -> bool:
 
 def _was_asked(probe: ProbeView | None, policy: Policy) -> bool:
     return probe is not None and (probe.said is not None or probe.failures >= policy.failures)
-
-
-def _durable(records: Mapping[str, Record]) -> dict[str, tuple[object, ...]]:
-    """The part of the records that has to survive a restart of the daemon."""
-    return {
-        name: (r.port, r.restarts, r.failures, r.last_failure, r.parked_at, r.stuck, r.ended)
-        for name, r in records.items()
-    }
 
 
 def running_operations(operations: Iterable[Operation]) -> tuple[Operation, ...]:

@@ -180,6 +180,10 @@ class GatewayView:
     joining: frozenset[Address] = frozenset()  # of these: not proven yet to get requests from every worker
     servers: int = 0  # routed in the live generation
     off: bool = False  # nginx.mode = "off": nothing to confirm
+    held: int = 0  # requests that wait for somebody who serves
+    held_total: int = 0  # since the daemon started: they had to wait,
+    released_total: int = 0  # were sent to an instance then,
+    refused_total: int = 0  # or were told that nobody serves
 
 
 @dataclass(frozen=True, slots=True)
@@ -453,4 +457,5 @@ class Plan:
     summary: str  # "2 of 3 serving"
     health: Colour
     prompts: frozenset[str] = frozenset()  # instances whose synthetic prompt should be asked soon
+    proofs: tuple[tuple[Address, float], ...] = ()  # who serves, and when the question it answered last was put
     next_in: float = 1.0  # seconds until the next cycle is due when nothing happens

@@ -245,15 +245,11 @@ class Nginx(_Section):
     )
     fail_timeout: Annotated[int, Field(ge=1)] = key(30, "with max_fails: whole seconds that a mark lasts")
     max_in_flight: Annotated[int, Field(ge=0)] = key(
-        0, "requests in one instance; beyond it the gateway says 503 with Retry-After; 0: no cap", used=False
+        0, "requests in one instance; beyond it the gateway says 503 with Retry-After; 0: no cap"
     )
-    hold: MaybeZero = key(
-        10.0, "while nobody serves, requests wait this long for one that does, then 503; 0: off", used=False
-    )
-    hold_max: Count = key(1000, "requests held at once", used=False)
-    room: SocketAddress = key(
-        Address("127.0.0.1", 9181), "where nginx asks the daemon, on loopback", Effect.RESTART, used=False
-    )
+    hold: MaybeZero = key(10.0, "while nobody serves, requests wait this long for one that does, then 503; 0: off")
+    hold_max: Count = key(1000, "requests held at once")
+    room: SocketAddress = key(Address("127.0.0.1", 9181), "where nginx asks the daemon, on loopback", Effect.RESTART)
 
 
 class Control(_Section):

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from hasupervisor.decide import brakes, placement, rollout, scaling, summary
 from hasupervisor.decide.health import judge
 from hasupervisor.decide.repair import QUIET, Gate, Turn, advance
-from hasupervisor.decide.routing import is_routed, is_unrouted, table
+from hasupervisor.decide.routing import is_routed, is_unrouted, proofs, table
 from hasupervisor.model import (
     Cause,
     Judged,
@@ -68,6 +68,7 @@ def plan(world: World) -> Plan:
         notes=tuple(notes),
         summary=summary.sentence(world, judged),
         health=summary.health(world, judged, problems),
+        proofs=proofs(judged),
         prompts=frozenset(j.record.name for j in judged if _needs_prompt(j)),
         next_in=_next_in(world, judged),
     )
@@ -97,12 +98,14 @@ def _resume(world: World) -> World:
         if fact is None or fact.phase is not Phase.RUNNING or record.incarnation is not None:
             return seen
         routed = fact.address in world.routed_at_start
+        state = State.SERVING if routed else State.LOADING
         record = replace(
             record,
             incarnation=fact.runtime_id,
             in_rotation=routed,
             serving_since=world.now if routed else None,
-            state=State.SERVING if routed else State.LOADING,
+            state=state,
+            since=record.since if record.state is state else 0.0,
         )
         return replace(seen, record=record)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from hasupervisor.model import Address, Fact, GatewayView, Phase, Record, Route, Routing
+from hasupervisor.model import Address, Fact, GatewayView, Judged, Phase, Record, Route, Routing, VerdictKind
 
 
 def table(instances: Sequence[tuple[Record, Fact | None]]) -> Routing:
@@ -16,6 +16,19 @@ def table(instances: Sequence[tuple[Record, Fact | None]]) -> Routing:
     return Routing(
         routes=tuple(Route(record.name, fact.address) for record, fact in alive if record.in_rotation),
         everyone=tuple(Route(record.name, fact.address) for record, fact in alive),
+    )
+
+
+def proofs(judged: Sequence[Judged]) -> tuple[tuple[Address, float], ...]:
+    """Who may be sent a request that has waited, and when the question that it answered last was put."""
+    return tuple(
+        (j.fact.address, j.probe.asked_at)
+        for j in judged
+        if j.record.in_rotation
+        and j.verdict.kind is VerdictKind.SERVING
+        and j.fact is not None
+        and j.probe is not None
+        and j.probe.asked_at is not None
     )
 
 

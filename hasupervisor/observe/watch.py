@@ -70,6 +70,7 @@ class Watch:
         self._asked = False  # somebody wants a prompt soon
         self._nudge = asyncio.Event()  # a prompt may be due earlier than it seemed
         self._hurried = asyncio.Event()  # somebody waits for the next health question
+        self._tell = False  # and its answer is news, whatever it says
         self._prompt_over: float | None = None  # when the last prompt ended, counted or not
         self._usual = 0.0  # seconds that the last answer took
         self._counter: float | None = None
@@ -82,8 +83,9 @@ class Watch:
             self._nudge.set()
 
     def hurry(self) -> None:
-        """Wants the next health question now: requests wait for somebody who is proven since they came."""
+        """Wants the next health question now, and its answer told: requests wait for somebody who is proven anew."""
         self._hurried.set()
+        self._tell = True
 
     def reconfigure(self, settings: ProbeSettings) -> None:
         """Other settings; `run` has to be begun anew."""
@@ -182,7 +184,8 @@ class Watch:
         before, self.view = self.view, view
         if self._answers() and not answered_before:
             self._nudge.set()
-        if evidence.news(before, view):
+        if self._tell or evidence.news(before, view):
+            self._tell = False
             self._around.on_change()
 
     # --- layer 3: does it work ----------------------------------------------------------------------------------------

@@ -31,7 +31,11 @@ def ports(port_range: Callable[[int], range]) -> range:
 @pytest.fixture
 def settings(tmp_path: Path, ports: range) -> NginxSettings:
     return NginxSettings(
-        dir=tmp_path / "nginx", mode="own", listen=f"127.0.0.1:{ports[0]}", room=f"127.0.0.1:{ports[1]}"
+        dir=tmp_path / "nginx",
+        mode="own",
+        listen=f"127.0.0.1:{ports[0]}",
+        room=f"127.0.0.1:{ports[1]}",
+        hold=0,  # the waiting room has tests of its own
     )
 
 

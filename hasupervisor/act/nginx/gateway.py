@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import structlog
 
@@ -16,6 +16,7 @@ from hasupervisor.act.nginx.files import text_of
 from hasupervisor.act.nginx.program import Control, DirectControl
 from hasupervisor.act.nginx.room import Room
 from hasupervisor.act.nginx.settings import NginxSettings, NginxTrouble
+from hasupervisor.act.nginx.waiting import WaitingRoom
 from hasupervisor.act.nginx.watch import FileWatch, MasterWatch
 from hasupervisor.model import Address, GatewayView, Routing
 
@@ -36,11 +37,25 @@ log = structlog.get_logger(__name__)
 class Gateway:
     """Keeps nginx running the routing table that is wanted, in one background task that does one thing at a time."""
 
-    def __init__(self, settings: NginxSettings, on_change: Callable[[], None], control: Control | None = None) -> None:
+    def __init__(
+        self,
+        settings: NginxSettings,
+        on_change: Callable[[], None],
+        on_wait: Callable[[], None] = lambda: None,
+        control: Control | None = None,
+    ) -> None:
+        """`on_change` is called when the view has changed, `on_wait` while requests wait for a newer proof."""
         self._settings = dataclasses.replace(settings, dir=settings.dir.absolute())
         self._on_change = on_change
         self._delivery = Delivery(self._settings, control or DirectControl(self._settings))
-        self._room = Room(settings.room, self._serving)
+        self._waiting = WaitingRoom(
+            hold=settings.hold,
+            hold_max=settings.hold_max,
+            tries=settings.tries,
+            own=settings.room,
+            on_wait=on_wait,
+        )
+        self._room = Room(settings.room, self._serving, self._waiting)
         self._wake = asyncio.Event()
         self._passed = asyncio.Event()
         self._master = MasterWatch(self._wake.set)
@@ -89,8 +104,19 @@ class Gateway:
         self._retry_at = None  # another table is another chance
         self._wake.set()
 
+    def prove(self, proofs: Mapping[Address, float]) -> None:
+        """Who serves, each with the time at which the question that it answered last was put (monotonic)."""
+        self._waiting.prove(proofs)
+
     def view(self) -> GatewayView:
-        return self._view
+        counts = self._waiting.counts
+        return dataclasses.replace(
+            self._view,
+            held=self._waiting.waiting,
+            held_total=counts.held,
+            released_total=counts.released,
+            refused_total=counts.expired + counts.refused_full + counts.refused_deadly,
+        )
 
     def on_disk(self) -> frozenset[Address]:
         """What upstream.conf routed when we started: a start un-routes nothing."""
@@ -102,6 +128,7 @@ class Gateway:
         self._reconfigured = dataclasses.replace(
             settings, mode=old.mode, dir=old.dir, binary=old.binary, reload=old.reload, room=old.room
         )
+        self._waiting.reconfigure(hold=settings.hold, hold_max=settings.hold_max, tries=settings.tries)
         self._wake.set()
 
     async def test(self) -> tuple[bool, str]:
@@ -140,6 +167,7 @@ class Gateway:
         self._answer_forced(False, "the daemon stops")
         self._master.forget()
         self._delivery.close()
+        self._waiting.close()
         await self._room.close()
 
     async def shutdown(self, patience: float = QUIT_S) -> None:

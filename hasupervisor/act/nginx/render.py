@@ -113,6 +113,8 @@ def gateway_conf(
         tries=settings.tries,
         max_in_flight=settings.max_in_flight,
         room=settings.room if room else None,
+        waiting=settings.waiting and room,
+        hold_read=math.ceil(settings.hold) + 5,  # the daemon answers in time; this is for the day it hangs
         health_path=settings.health_path,
         socket=settings.access_log_socket,
         file_logs=list(file_logs),

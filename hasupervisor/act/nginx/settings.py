@@ -27,9 +27,16 @@ class NginxSettings:
     max_fails: int = 0
     fail_timeout: float = 30.0
     max_in_flight: int = 0
+    hold: float = 10.0  # seconds that a request waits for somebody who serves; 0: not at all
+    hold_max: int = 1000  # requests held at once
     room: str = "127.0.0.1:9181"  # where nginx asks the daemon; empty: nowhere
     health_path: str = "/health"  # health.path: asked of the instances when the daemon does not answer
     access_log_socket: Path | None = None  # a datagram socket that gets one JSON line a request
+
+    @property
+    def waiting(self) -> bool:
+        """Whether requests that nobody answers are held."""
+        return self.hold > 0 and bool(self.room)
 
     @property
     def own(self) -> bool:
