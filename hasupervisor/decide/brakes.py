@@ -53,9 +53,10 @@ def common_cause(pairs: Pairs, policy: Policy, now: float) -> CommonCause | None
     """
     within = max(TOGETHER, 2.0 * (policy.interval + policy.timeout))
     alive = {s.record.name for s, _ in pairs if _is_proven(s)}
-    ailing = {s.record.name: onset(s, now) for s, v in pairs if s.record.name in alive and _ails(s, v, policy)}
     ended = [s.record for s, _ in pairs if s.record.disturbed_at is not None and s.record.stuck is None]
-    tried = {r.name: at for r in ended if (at := r.bad_since) is not None and r.name not in ailing}
+    tried = {r.name: at for r in ended if (at := r.bad_since) is not None}
+    left = [(s, v) for s, v in pairs if s.record.name in alive - tried.keys()]
+    ailing = {s.record.name: onset(s, now) for s, v in left if _ails(s, v, policy)}
     since, together = _together({**ailing, **tried}, within)
     served = len(alive | together)
     really = any(v.kind in _BAD for s, v in pairs if s.record.name in together & ailing.keys())
@@ -109,7 +110,7 @@ def nobody_is_heard(pairs: Pairs, policy: Policy) -> bool:
 
 
 def _heard_since(probe: ProbeView, since: float) -> bool:
-    return probe.answered_at is not None and probe.answered_at > since
+    return probe.asked_at is not None and probe.asked_at > since
 
 
 def _is_proven(seen: Seen) -> bool:
