@@ -273,6 +273,7 @@ class Record:
     bad_since: float | None = None  # the verdict on its living process has been a bad one since then; see disturbed_at
     disturbed_at: float | None = None  # healing ended its living process; this and bad_since hold until it serves again
     incarnation: str | None = None  # runtime_id of the life that is lived now
+    met_at: float | None = None  # when this daemon saw that life for the first time
     ended: str | None = None  # runtime_id of the last life whose end has been counted
     acted_at: float = 0.0  # when the last step on it ended: an older list does not know of it
     leaving: Leaving | None = None

@@ -6,6 +6,8 @@ whoever restarts on that alone kills healthy, busy instances at peak, the common
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from hasupervisor.model import (
     Fact,
     Miss,
@@ -28,9 +30,37 @@ PROMPT_FAILURES = 2
 """Synthetic prompts in a row that must fail: one alone may have met a burst of users' work."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Case:
+    """A running instance, and the evidence about it."""
+
+    record: Record
+    fact: Fact
+    probe: ProbeView
+    traffic: TrafficView
+    policy: Policy
+    now: float
+
+    @property
+    def has_served(self) -> bool:
+        """Whether this very life has served users, under an earlier daemon too; then it no longer counts as loading."""
+        record = self.record
+        return record.incarnation == self.fact.runtime_id and (record.in_rotation or record.serving_since is not None)
+
+    @property
+    def proven(self) -> bool:
+        return bool(self.probe.prompt_ok) or self.has_served
+
+    @property
+    def moved_ago(self) -> float | None:
+        """Seconds since work was last seen to move; None: never."""
+        moved = progressed_at(self.probe, self.traffic)
+        return self.now - moved if moved is not None else None
+
+
 def judge(seen: Seen, policy: Policy, now: float) -> Verdict:
     """The verdict on one instance. Never raises; what nobody could find out is UNKNOWN."""
-    fact = seen.fact
+    fact, probe = seen.fact, seen.probe
     if fact is None:
         return Verdict(VerdictKind.DEAD, "the runtime does not list it")
     match fact.phase:
@@ -44,22 +74,16 @@ def judge(seen: Seen, policy: Policy, now: float) -> Verdict:
             return Verdict(VerdictKind.SUSPECT, "is frozen by hand; it comes back with `docker unpause`")
         case Phase.RUNNING:
             pass
-    probe = seen.probe
     if probe is None or probe.runtime_id != fact.runtime_id:
         return Verdict(VerdictKind.UNKNOWN, "not asked yet")
-    proven = bool(probe.prompt_ok) or _has_served(seen.record, fact)
+    case = _Case(seen.record, fact, probe, seen.traffic, policy, now)
     if not probe.failures:
-        return _answered(seen, fact, probe, policy, now, proven=proven)
-    if proven and probe.failures < policy.failures and probe.miss is not Miss.REFUSED:
-        last = _answered(seen, fact, probe, policy, now, proven=proven)  # one miss makes nothing better, nor worse
+        return _answered(case)
+    if case.proven and probe.failures < policy.failures and probe.miss is not Miss.REFUSED:
+        last = _answered(case)  # one miss makes nothing worse, and nothing better
         missed = f"missed {probe.failures} of {policy.failures} probes ({probe.error})"
         return Verdict(last.kind, missed) if last.kind is VerdictKind.SERVING else last
-    return _unanswered(fact, probe, seen.traffic, policy, now, proven=proven)
-
-
-def _has_served(record: Record, fact: Fact) -> bool:
-    """Whether this very life has served users, under an earlier daemon too; then it no longer counts as loading."""
-    return record.incarnation == fact.runtime_id and (record.in_rotation or record.serving_since is not None)
+    return _unanswered(case)
 
 
 def how_it_ended(fact: Fact) -> str:
@@ -93,37 +117,39 @@ def progress_window(traffic: TrafficView, policy: Policy) -> float:
     return max(policy.timeout, 2.0 * traffic.mean_ms / 1000.0 / traffic.in_flight)
 
 
-def _answered(seen: Seen, fact: Fact, probe: ProbeView, policy: Policy, now: float, *, proven: bool) -> Verdict:
+def _answered(case: _Case) -> Verdict:
+    probe = case.probe
     match probe.said:
         case None:
             return Verdict(VerdictKind.UNKNOWN, "not asked yet")
         case Said.LOADING:
-            return _loading(fact, policy, now, "says that it is loading")
+            return _loading(case, "says that it is loading")
         case Said.UNHEALTHY:
             why = f"says that it is unhealthy: {probe.reason}" if probe.reason else "says that it is unhealthy"
-            if probe.unhealthies < policy.failures:
-                return Verdict(VerdictKind.SUSPECT, why)
-            return Verdict(VerdictKind.SICK, why)
+            kind = VerdictKind.SUSPECT if probe.unhealthies < case.policy.failures else VerdictKind.SICK
+            return Verdict(kind, why)
         case Said.HEALTHY:
-            return _healthy(seen, fact, probe, policy, now, proven=proven)
+            return _healthy(case)
 
 
-def _healthy(seen: Seen, fact: Fact, probe: ProbeView, policy: Policy, now: float, *, proven: bool) -> Verdict:
-    stalled = _stalled_for(probe, now)
+def _healthy(case: _Case) -> Verdict:
+    probe, policy = case.probe, case.policy
+    stalled = _stalled_for(probe, case.now)
     if stalled is not None and stalled >= policy.hang_after:
         return Verdict(VerdictKind.HUNG, f"answers probes, but its work has not moved for {stalled:.0f} s")
     if probe.prompt_failures >= PROMPT_FAILURES:
         return Verdict(VerdictKind.SICK, f"answers probes, but not a prompt: {probe.prompt_error}")
     if probe.prompt_failures:
         return Verdict(VerdictKind.SUSPECT, f"did not answer a prompt: {probe.prompt_error}; it is asked again")
-    if not proven:
-        return _loading(fact, policy, now, "answers; its first prompt is still to be answered")
-    if probe.successes < policy.successes and not _has_served(seen.record, fact):
-        return _loading(fact, policy, now, f"answers ({probe.successes} of {policy.successes})")
-    if probe.successes < policy.successes and not seen.record.in_rotation:
-        return Verdict(VerdictKind.SUSPECT, f"answers again ({probe.successes} of {policy.successes})")
-    if seen.traffic.in_flight:
-        return Verdict(VerdictKind.SERVING, f"answers, {seen.traffic.in_flight} in flight, progressing")
+    if not case.proven:
+        return _loading(case, "answers; its first prompt is still to be answered")
+    counted = f"({probe.successes} of {policy.successes})"
+    if probe.successes < policy.successes and not case.has_served:
+        return _loading(case, f"answers {counted}")
+    if probe.successes < policy.successes and not case.record.in_rotation:
+        return Verdict(VerdictKind.SUSPECT, f"answers again {counted}")
+    if case.traffic.in_flight:
+        return Verdict(VerdictKind.SERVING, f"answers, {case.traffic.in_flight} in flight, progressing")
     return Verdict(VerdictKind.SERVING, "answers, idle")
 
 
@@ -135,64 +161,54 @@ def _stalled_for(probe: ProbeView, now: float) -> float | None:
     return now - probe.progressed_at
 
 
-def _loading(fact: Fact, policy: Policy, now: float, words: str) -> Verdict:
-    age = now - fact.started_at if fact.started_at is not None else 0.0
-    if age > policy.start_timeout:
-        return Verdict(VerdictKind.SICK, f"did not serve within {policy.start_timeout:.0f} s of its start: {words}")
-    return Verdict(VerdictKind.LOADING, f"{words} ({age:.0f} s of at most {policy.start_timeout:.0f} s)")
+def _loading(case: _Case, words: str) -> Verdict:
+    """On its way up, for `start_timeout` at most: from its start, or from when a new daemon met it."""
+    known = case.record.incarnation == case.fact.runtime_id
+    met = case.record.met_at if known and case.record.met_at is not None else case.now
+    age, limit = case.now - max(met, case.fact.started_at or 0.0), case.policy.start_timeout
+    if age > limit:
+        return Verdict(VerdictKind.SICK, f"did not serve within {limit:.0f} s of its start: {words}")
+    return Verdict(VerdictKind.LOADING, f"{words} ({age:.0f} s of at most {limit:.0f} s)")
 
 
-def _unanswered(
-    fact: Fact, probe: ProbeView, traffic: TrafficView, policy: Policy, now: float, *, proven: bool
-) -> Verdict:
-    if not proven:
-        return _loading(fact, policy, now, f"does not answer yet ({probe.error})")
+def _unanswered(case: _Case) -> Verdict:
+    probe, traffic, error = case.probe, case.traffic, case.probe.error
+    if not case.proven:
+        return _loading(case, f"does not answer yet ({error})")
     if probe.miss is Miss.REFUSED:
-        return _refusing(probe, policy, now)
-    moved = progressed_at(probe, traffic)
-    since_moved = now - moved if moved is not None else None
+        return _refusing(case)
     if not traffic.in_flight_known:
-        return Verdict(VerdictKind.SUSPECT, f"does not answer ({probe.error}); what is in flight cannot be counted")
+        return Verdict(VerdictKind.SUSPECT, f"does not answer ({error}); what is in flight cannot be counted")
     if traffic.in_flight:
-        return _silent_with_work(probe, traffic, policy, now, since_moved)
-    if (
-        since_moved is not None and since_moved <= policy.interval + policy.timeout
-    ):  # a probe it kept waiting may end now
-        return Verdict(VerdictKind.BUSY, f"misses probes ({probe.error}), but finished work {since_moved:.1f} s ago")
-    return Verdict(VerdictKind.DEAD, f"has nothing in flight and missed {probe.failures} probes ({probe.error})")
+        return _silent_with_work(case)
+    ago = case.moved_ago
+    if ago is not None and ago <= case.policy.interval + case.policy.timeout:  # as long as a probe may wait behind work
+        return Verdict(VerdictKind.BUSY, f"misses probes ({error}), but finished work {ago:.1f} s ago")
+    return Verdict(VerdictKind.DEAD, f"has nothing in flight and missed {probe.failures} probes ({error})")
 
 
-def _refusing(probe: ProbeView, policy: Policy, now: float) -> Verdict:
-    since = now - (probe.first_failure_at if probe.first_failure_at is not None else now)
-    if probe.failures >= policy.failures and since >= REFUSED_FOR:
+def _refusing(case: _Case) -> Verdict:
+    probe = case.probe
+    since = case.now - (probe.first_failure_at if probe.first_failure_at is not None else case.now)
+    if probe.failures >= case.policy.failures and since >= REFUSED_FOR:
         return Verdict(VerdictKind.DEAD, f"its process lives, but refused connections for {since:.0f} s")
     return Verdict(VerdictKind.SUSPECT, f"refuses connections ({probe.error})")
 
 
-def _silent_with_work(
-    probe: ProbeView, traffic: TrafficView, policy: Policy, now: float, since_moved: float | None
-) -> Verdict:
+def _silent_with_work(case: _Case) -> Verdict:
     """Work is in flight and probes go unanswered: busy, suspect or hung."""
-    window = progress_window(traffic, policy)
-    if since_moved is not None and since_moved <= window:
-        return Verdict(
-            VerdictKind.BUSY, f"misses probes ({probe.error}), but works: {traffic.in_flight} in flight, progressing"
-        )
+    probe, traffic, hang_after = case.probe, case.traffic, case.policy.hang_after
+    ago, working = case.moved_ago, f"{traffic.in_flight} in flight"
+    if ago is not None and ago <= progress_window(traffic, case.policy):
+        return Verdict(VerdictKind.BUSY, f"misses probes ({probe.error}), but works: {working}, progressing")
     if probe.progress is not None and probe.miss is Miss.SILENT:
-        return Verdict(
-            VerdictKind.HUNG,
-            f"reported its progress until now and answers nothing any more: {probe.failures} probes accepted, none "
-            f"answered, {traffic.in_flight} in flight",
-        )
-    silent = now - max(
-        t
-        for t in (probe.first_failure_at, probe.answered_at, traffic.completed_at, traffic.bytes_at, 0.0)
-        if t is not None
-    )
-    if silent >= policy.hang_after:
-        return Verdict(VerdictKind.HUNG, f"{traffic.in_flight} in flight, no answer and no progress for {silent:.0f} s")
+        words = "reported its progress until now and answers nothing any more"
+        return Verdict(VerdictKind.HUNG, f"{words}: {probe.failures} probes accepted, none answered, {working}")
+    signs = (probe.first_failure_at, probe.answered_at, traffic.completed_at, traffic.bytes_at)
+    silent = case.now - max((at for at in signs if at is not None), default=0.0)
+    if silent >= hang_after:
+        return Verdict(VerdictKind.HUNG, f"{working}, no answer and no progress for {silent:.0f} s")
     return Verdict(
         VerdictKind.SUSPECT,
-        f"misses probes ({probe.error}) with {traffic.in_flight} in flight and no progress seen; "
-        f"counts as hung after {policy.hang_after:.0f} s",
+        f"misses probes ({probe.error}) with {working} and no progress seen; counts as hung after {hang_after:.0f} s",
     )

@@ -216,7 +216,8 @@ def _live(record: Record, fact: Fact, verdict: Verdict, gate: Gate) -> Record:
     if good and record.ended == fact.runtime_id:
         record = replace(record, ended=None)  # ending it did not succeed, and it has recovered
     if record.incarnation != fact.runtime_id:  # a life that nobody knows yet: nothing is proven of it
-        record = replace(_calm(record), incarnation=fact.runtime_id, in_rotation=False, serving_since=None)
+        record = replace(_calm(record), in_rotation=False, serving_since=None)
+        record = replace(record, incarnation=fact.runtime_id, met_at=gate.now)
     if good:
         window = gate.now - gate.policy.window
         record = replace(
