@@ -47,6 +47,9 @@ class Watch(Protocol):
     def began(self, waited: float, prompt_tokens: int) -> None:
         """A request has left the queue after `waited` seconds."""
 
+    def generated(self) -> None:
+        """A request has one more token."""
+
     def first_token(self, seconds: float) -> None:
         """A request's first token came `seconds` after it was submitted."""
 
@@ -339,6 +342,7 @@ class Engine:
             self._watch.first_token(time.monotonic() - job.submitted)
         job.generated.append(token)
         self._tokens += 1
+        self._watch.generated()
         text = job.assembler.push(token)
         if job.request.stream and text:
             self._emit(job, Text(text))

@@ -66,9 +66,8 @@ class Metrics:
     # --- the engine's side ------------------------------------------------------------------------------------------
 
     def stepped(self, kind: str, seconds: float, rows: int) -> None:
-        """A pass is over; each of its rows has one more token."""
+        """A pass is over."""
         self._step.labels(kind).observe(seconds)
-        self._generated.inc(rows)
         if kind == "decode":
             self._token.observe(seconds)
             self._rows.observe(rows)
@@ -77,6 +76,10 @@ class Metrics:
         """A request has left the queue."""
         self._wait.observe(waited)
         self._prompt.inc(prompt_tokens)
+
+    def generated(self) -> None:
+        """A request has one more token."""
+        self._generated.inc()
 
     def first_token(self, seconds: float) -> None:
         """A request's first token came."""

@@ -124,7 +124,7 @@ class Service:
     async def encode_chat(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
         """A dialogue's prompt; raises PromptError. Long ones are encoded beside the event loop, not in it."""
         codec = self.model.codec
-        if sum(len(message["content"]) for message in messages) < LONG_TEXT:
+        if sum(len(message["content"]) + 64 for message in messages) < LONG_TEXT:
             return codec.chat(messages)
         return await asyncio.to_thread(codec.chat, messages)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -125,8 +126,7 @@ def default_cache(env: Mapping[str, str]) -> Path:
     base = env.get("XDG_CACHE_HOME", "").strip()
     if base and Path(base).is_absolute():
         return Path(base) / "chatglm-ha"
-    home = env.get("HOME", "").strip()
-    return (Path(home) if home else Path.home()) / ".cache" / "chatglm-ha"
+    return Path(env.get("HOME", "").strip() or tempfile.gettempdir()) / ".cache" / "chatglm-ha"
 
 
 def from_environment(env: Mapping[str, str]) -> Settings:

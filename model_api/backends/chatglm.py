@@ -214,7 +214,8 @@ def generation_of(directory: Path, config: dict[str, Any]) -> Generation:
     """Which generation a directory is; raises LoadError with what is missing or unsupported."""
     missing = [name for name in CODE if not (directory / name).is_file()]
     if missing:
-        raise LoadError(f"{directory}: model_type chatglm needs its own code, and {' and '.join(missing)} is missing")
+        verb = "is" if len(missing) == 1 else "are"
+        raise LoadError(f"{directory}: model_type chatglm needs its own code; {' and '.join(missing)} {verb} missing")
     if config.get("pre_seq_len"):
         raise LoadError(f"{directory}: P-tuning checkpoints (pre_seq_len) are not supported; merge them first")
     if "inner_hidden_size" in config or "position_encoding_2d" in config:

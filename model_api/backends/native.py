@@ -35,13 +35,18 @@ class TemplateCodec:
             )
         except (TemplateError, TypeError, KeyError) as error:
             raise PromptError(f"messages: this model's chat template refuses them: {error}") from None
-        with self._lock:
-            ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False)
-        return ids
+        return self._ids(text, add_special_tokens=False)
 
     def encode(self, text: str) -> list[int]:
-        with self._lock:
-            ids: list[int] = self._tokenizer.encode(text)
+        return self._ids(text, add_special_tokens=True)
+
+    def _ids(self, text: str, *, add_special_tokens: bool) -> list[int]:
+        try:
+            with self._lock:
+                ids: list[int] = self._tokenizer.encode(text, add_special_tokens=add_special_tokens)
+        except (UnicodeEncodeError, TypeError) as error:
+            # Half a surrogate pair, in a key of a message that the template prints beside its content.
+            raise PromptError(f"the prompt holds text that is no Unicode: {error}") from None
         return ids
 
     def decode(self, ids: Sequence[int]) -> str:

@@ -296,7 +296,7 @@ def test_the_generation_is_read_from_the_directory(
     ("config", "files", "tokenization", "told"),
     [
         ({"position_encoding_2d": True}, CODE[:1], "", "configuration_chatglm.py is missing"),
-        ({"position_encoding_2d": True}, (), "", "modeling_chatglm.py and configuration_chatglm.py is missing"),
+        ({"position_encoding_2d": True}, (), "", "modeling_chatglm.py and configuration_chatglm.py are missing"),
         ({"position_encoding_2d": True}, CODE, "", "ice_text.model is missing"),
         ({"padded_vocab_size": 9}, CODE, "x", "tokenizer.model is missing"),
         ({"padded_vocab_size": 9}, (*CODE, "tokenizer.model"), "import tiktoken", "use the directory ending in -hf"),
