@@ -23,6 +23,7 @@ from hasupervisor.loop import Loop, Parts, Remembered
 from hasupervisor.memory import Scribe
 from hasupervisor.model import Address, GatewayView, Note, Outcome, Plan, State, Wants
 from hasupervisor.observe.connections import InFlight
+from hasupervisor.observe.cpu import CpuUse
 from hasupervisor.observe.instances import InstanceSense
 from hasupervisor.observe.logsocket import open_log_socket, queue_warning
 from hasupervisor.observe.ports import taken_ports
@@ -166,6 +167,7 @@ class House:
             clock=time.monotonic,
             wall=time.time,
             random=random.Random(),
+            idle_since=CpuUse().look,
         )
 
     def _parts_that_run(self, loop: Loop, stopping: asyncio.Event) -> dict[str, Coroutine[Any, Any, None]]:

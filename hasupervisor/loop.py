@@ -71,6 +71,11 @@ class TakenPorts(Protocol):
     def __call__(self, ports: range) -> frozenset[int]: ...
 
 
+class IdleSense(Protocol):
+    def __call__(self, name: str, pid: int | None) -> float | None:
+        """Since when the processes of that instance have used no CPU; None: they do, or nobody knows."""
+
+
 class Hands(Protocol):
     def acting(self) -> Mapping[str, str]: ...
     def submit(self, step: Step) -> None: ...
@@ -92,6 +97,10 @@ class Memory(Protocol):
     def note(self, note: Note, at_wall: float) -> object: ...
 
 
+def _nobody_knows(name: str, pid: int | None) -> float | None:
+    return None
+
+
 @dataclass(frozen=True)
 class Parts:
     """What the loop looks through and acts with."""
@@ -106,6 +115,7 @@ class Parts:
     clock: Callable[[], float]
     wall: Callable[[], float]
     random: random.Random
+    idle_since: IdleSense = _nobody_knows
 
 
 @dataclass
@@ -248,7 +258,7 @@ class Loop:
                 record=record,
                 fact=(fact := facts.get(name)),
                 probe=probes.get(name),
-                traffic=traffic.get(fact.address, TrafficView()) if fact is not None else TrafficView(),
+                traffic=self._traffic_of(fact, probes.get(name), traffic, now),
                 outcomes=tuple(o for o in outcomes if o.name == name),
                 acting=acting.get(name),
             )
@@ -269,6 +279,17 @@ class Loop:
             taken_names=self._strangers,
             taken_ports=self._taken_ports(facts.values()),
         )
+
+    def _traffic_of(
+        self, fact: Fact | None, probe: ProbeView | None, traffic: Mapping[Address, TrafficView], now: float
+    ) -> TrafficView:
+        """What users get of an instance; of one that gives no sign of life, also whether it uses the CPU."""
+        if fact is None:
+            return TrafficView()
+        view = traffic.get(fact.address, TrafficView())
+        if probe is None or not _gives_no_sign(probe, now):
+            return view
+        return replace(view, idle_since=self._parts.idle_since(fact.name, fact.pid))
 
     def _taken_ports(self, facts: Iterable[Fact]) -> frozenset[int]:
         """Ports of the range that strangers listen on; asked only when an instance may have to be made."""
@@ -331,6 +352,17 @@ class Loop:
 
 def _goes_for_good(record: Record) -> bool:
     return record.leaving is not None and record.leaving.cause is Cause.SCALE
+
+
+QUIET_WORK = 2.0
+"""Seconds without progress of reported work after which its CPU use is looked at."""
+
+
+def _gives_no_sign(probe: ProbeView, now: float) -> bool:
+    if probe.failures:
+        return True
+    works = probe.progress is not None and probe.progress.in_flight + probe.progress.queued > 0
+    return works and probe.progressed_at is not None and now - probe.progressed_at >= QUIET_WORK
 
 
 def _was_asked(probe: ProbeView | None, policy: Policy) -> bool:

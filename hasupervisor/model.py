@@ -164,8 +164,11 @@ class TrafficView:
     mean_ms: float | None = None
     p50_ms: float | None = None
     p95_ms: float | None = None
+    p99_ms: float | None = None  # None too while there are too few answers for it to mean something
     error_rate: float = 0.0  # share of answers 5xx, 0..1
-    errors_in_row: int = 0
+    errors_in_row: int = 0  # answers 5xx or none at all; 503 says "full" and is not one
+    errored_at: float | None = None  # the last of them
+    idle_since: float | None = None  # its processes have used no CPU since then; None: they do, or nobody knows
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,6 +29,16 @@ port forwarder away for a moment, and that is no reason to restart the container
 PROMPT_FAILURES = 2
 """Synthetic prompts in a row that must fail: one alone may have met a burst of users' work."""
 
+ERRORS_IN_ROW = 3
+"""Answers 5xx to users in a row that make an instance suspect; a prompt then decides. One bad question may be sent to
+three instances, but it is one error for each of them."""
+
+HANG_FLOOR = 5.0
+"""Seconds without any sign of life that an adapted `hang_after` never falls below, however fast the usual answers."""
+
+IDLE_CPU = 1.0
+"""Seconds without CPU use after which an instance counts as doing nothing at all."""
+
 
 @dataclass(frozen=True, slots=True)
 class _Case:
@@ -56,6 +66,18 @@ class _Case:
         """Seconds since work was last seen to move; None: never."""
         moved = progressed_at(self.probe, self.traffic)
         return self.now - moved if moved is not None else None
+
+    @property
+    def hang_after(self) -> float:
+        """Seconds without progress that prove a hang: the setting, or less where the instance has shown to be fast.
+
+        Never under three times its own 99th percentile; and only while it uses no CPU: a long answer to an unusual
+        question is work, and a stopped or deadlocked process does none.
+        """
+        p99, idle_since, setting = self.traffic.p99_ms, self.traffic.idle_since, self.policy.hang_after
+        if p99 is None or idle_since is None or self.now - idle_since < IDLE_CPU:
+            return setting
+        return min(setting, max(HANG_FLOOR, 3.0 * p99 / 1000.0))
 
 
 def judge(seen: Seen, policy: Policy, now: float) -> Verdict:
@@ -117,6 +139,13 @@ def progress_window(traffic: TrafficView, policy: Policy) -> float:
     return max(policy.timeout, 2.0 * traffic.mean_ms / 1000.0 / traffic.in_flight)
 
 
+def is_accused(probe: ProbeView, traffic: TrafficView) -> bool:
+    """Whether users were given errors in a row, and no prompt has been answered well since the last of them."""
+    if traffic.errors_in_row < ERRORS_IN_ROW or traffic.errored_at is None:
+        return False
+    return not probe.prompt_ok or probe.prompted_at is None or probe.prompted_at <= traffic.errored_at
+
+
 def _answered(case: _Case) -> Verdict:
     probe = case.probe
     match probe.said:
@@ -135,7 +164,7 @@ def _answered(case: _Case) -> Verdict:
 def _healthy(case: _Case) -> Verdict:
     probe, policy = case.probe, case.policy
     stalled = _stalled_for(probe, case.now)
-    if stalled is not None and stalled >= policy.hang_after:
+    if stalled is not None and stalled >= case.hang_after:
         return Verdict(VerdictKind.HUNG, f"answers probes, but its work has not moved for {stalled:.0f} s")
     if probe.prompt_failures >= PROMPT_FAILURES:
         return Verdict(VerdictKind.SICK, f"answers probes, but not a prompt: {probe.prompt_error}")
@@ -143,6 +172,9 @@ def _healthy(case: _Case) -> Verdict:
         return Verdict(VerdictKind.SUSPECT, f"did not answer a prompt: {probe.prompt_error}; it is asked again")
     if not case.proven:
         return _loading(case, "answers; its first prompt is still to be answered")
+    if is_accused(probe, case.traffic):
+        words = f"its last {case.traffic.errors_in_row} answers to users were errors; a prompt decides"
+        return Verdict(VerdictKind.SUSPECT, words)
     counted = f"({probe.successes} of {policy.successes})"
     if probe.successes < policy.successes and not case.has_served:
         return _loading(case, f"answers {counted}")
@@ -197,7 +229,7 @@ def _refusing(case: _Case) -> Verdict:
 
 def _silent_with_work(case: _Case) -> Verdict:
     """Work is in flight and probes go unanswered: busy, suspect or hung."""
-    probe, traffic, hang_after = case.probe, case.traffic, case.policy.hang_after
+    probe, traffic, hang_after = case.probe, case.traffic, case.hang_after
     ago, working = case.moved_ago, f"{traffic.in_flight} in flight"
     if ago is not None and ago <= progress_window(traffic, case.policy):
         return Verdict(VerdictKind.BUSY, f"misses probes ({probe.error}), but works: {working}, progressing")

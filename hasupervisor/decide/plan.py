@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from hasupervisor.decide import brakes, placement, rollout, scaling, summary
-from hasupervisor.decide.health import judge
+from hasupervisor.decide.health import is_accused, judge
 from hasupervisor.decide.repair import QUIET, Gate, Turn, advance
 from hasupervisor.decide.routing import is_routed, is_unrouted, proofs, table
 from hasupervisor.model import (
@@ -253,12 +253,12 @@ def _operations(world: World, judged: tuple[Judged, ...]) -> tuple[tuple[Operati
 
 
 def _needs_prompt(judged: Judged) -> bool:
-    """A synthetic prompt decides about those that answer healthy and are not proven, or failed the last one."""
+    """A synthetic prompt decides about those that answer and are not proven, failed the last one, or gave errors."""
     probe = judged.probe
     if probe is None or probe.said is not Said.HEALTHY or judged.record.leaving is not None:
         return False
     unproven = probe.prompt_ok is None and not judged.record.in_rotation
-    return unproven or probe.prompt_failures > 0
+    return unproven or probe.prompt_failures > 0 or is_accused(probe, judged.traffic)
 
 
 def _next_in(world: World, judged: tuple[Judged, ...]) -> float:

@@ -136,6 +136,8 @@ def _traffic_evidence(traffic: TrafficView, now: float) -> list[str]:
     lines = [known]
     if traffic.completed_at is not None:
         lines.append(f"last answered a user {now - traffic.completed_at:.1f} s ago")
+    if traffic.idle_since is not None:
+        lines.append(f"its processes have used no CPU for {now - traffic.idle_since:.1f} s")
     if traffic.errors_in_row:
         lines.append(f"its last {traffic.errors_in_row} answers to users were errors")
     return lines

@@ -31,6 +31,7 @@ class _Upstream:
     completed_at: float | None = None
     bytes_at: float | None = None
     errors_in_row: int = 0
+    errored_at: float | None = None
 
 
 class Traffic:
@@ -118,6 +119,7 @@ class Traffic:
             completed_at=upstream.completed_at if upstream is not None else None,
             bytes_at=max(bytes_at, default=None),
             errors_in_row=upstream.errors_in_row if upstream is not None else 0,
+            errored_at=upstream.errored_at if upstream is not None else None,
         )
 
     # --- the log ------------------------------------------------------------------------------------------------------
@@ -171,6 +173,7 @@ class Traffic:
             upstream.errors_in_row = 0
         elif failed and tried.status != OVERLOADED:
             upstream.errors_in_row += 1
+            upstream.errored_at = now
 
 
 def _as_nginx_writes(address: Address) -> str:
@@ -185,6 +188,7 @@ def _show(
     completed_at: float | None = None,
     bytes_at: float | None = None,
     errors_in_row: int = 0,
+    errored_at: float | None = None,
 ) -> TrafficView:
     return TrafficView(
         in_flight=in_flight,
@@ -195,6 +199,8 @@ def _show(
         mean_ms=summary.mean_ms,
         p50_ms=summary.p50_ms,
         p95_ms=summary.p95_ms,
+        p99_ms=summary.p99_ms,
         error_rate=summary.error_rate,
         errors_in_row=errors_in_row,
+        errored_at=errored_at,
     )

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 SPAN = 60  # seconds
 RATIO = 1.2  # between the bounds of a bin: a quantile is right within 10 %
 LOWEST_MS = 1.0
+ENOUGH = 20  # answers, for a 99th percentile that means something
 BINS = 2 + math.ceil(math.log(600_000 / LOWEST_MS) / math.log(RATIO))  # up to ten minutes, beyond in the last
 _PER_LOG = 1.0 / math.log(RATIO)
 
@@ -20,6 +21,7 @@ class Summary:
     mean_ms: float | None = None
     p50_ms: float | None = None
     p95_ms: float | None = None
+    p99_ms: float | None = None  # None too while there are fewer than ENOUGH: one slow answer is no tail
     error_rate: float = 0.0  # 0..1
 
 
@@ -65,6 +67,7 @@ class Window:
             mean_ms=self._sum_ms / timed if timed else None,
             p50_ms=self._quantile(0.50) if timed else None,
             p95_ms=self._quantile(0.95) if timed else None,
+            p99_ms=self._quantile(0.99) if timed >= ENOUGH else None,
             error_rate=self._errors / self._count,
         )
 

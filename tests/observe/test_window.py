@@ -13,7 +13,7 @@ from hasupervisor.observe.window import BINS, RATIO, SPAN, Summary, Window
 
 
 def test_nothing_has_no_latency() -> None:
-    assert Window(100.0).summary(100.0) == Summary(0.0, None, None, None, 0.0)
+    assert Window(100.0).summary(100.0) == Summary()
 
 
 def test_a_young_window_is_not_watered_down() -> None:

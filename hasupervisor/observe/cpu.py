@@ -1,0 +1,88 @@
+"""Whether an instance's processes use the CPU: a witness for work that an opaque instance does not report."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+PROC = Path("/proc")
+TICKS = os.sysconf("SC_CLK_TCK")
+
+BUSY = 0.05
+"""Share of one core from which on the processes count as working. A stopped or deadlocked server uses none; one that
+waits for its GPU spins, and one that is merely idle keeps a timer or two."""
+
+STALE = 5.0
+"""Seconds after which a look says nothing about the time in between: what was done then may have been little."""
+
+
+@dataclass(slots=True)
+class _Sample:
+    pid: int
+    at: float
+    ticks: int
+    idle_since: float | None = None
+
+
+class CpuUse:
+    """Compares the CPU time of each instance's process tree from look to look; a look costs about 50 us each."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._samples: dict[str, _Sample] = {}
+
+    def look(self, name: str, pid: int | None) -> float | None:
+        """Since when the processes under `pid` have used no CPU to speak of; None: they do, or nobody knows."""
+        now = self._clock()
+        ticks = tree_ticks(pid) if pid is not None else None
+        if pid is None or ticks is None:
+            self._samples.pop(name, None)
+            return None
+        before = self._samples.get(name)
+        if before is None or before.pid != pid or now - before.at > STALE:
+            self._samples[name] = _Sample(pid, now, ticks)
+            return None
+        passed = now - before.at
+        if passed < 0.5:  # a tick is 10 ms: less than this says nothing
+            return before.idle_since
+        is_busy = (ticks - before.ticks) / TICKS >= BUSY * passed
+        idle_since = None if is_busy else (before.idle_since if before.idle_since is not None else before.at)
+        self._samples[name] = _Sample(pid, now, ticks, idle_since)
+        return idle_since
+
+
+def tree_ticks(pid: int) -> int | None:
+    """User and system time of a process and all its descendants, in clock ticks; None: it cannot be read."""
+    total = _ticks(pid)
+    if total is None:
+        return None
+    for child in _children(pid):
+        total += tree_ticks(child) or 0  # one that ended meanwhile has none
+    return total
+
+
+def _ticks(pid: int) -> int | None:
+    try:
+        stat = (PROC / str(pid) / "stat").read_bytes()
+    except OSError:
+        return None
+    fields = stat[stat.rindex(b")") + 2 :].split()  # the name before it may hold anything
+    return int(fields[11]) + int(fields[12])
+
+
+def _children(pid: int) -> list[int]:
+    """Children of all threads; empty where the kernel does not tell (CONFIG_PROC_CHILDREN)."""
+    children: list[int] = []
+    try:
+        threads = list((PROC / str(pid) / "task").iterdir())
+    except OSError:
+        return children
+    for thread in threads:
+        try:
+            children.extend(int(child) for child in (thread / "children").read_bytes().split())
+        except OSError:
+            continue
+    return children
