@@ -505,6 +505,20 @@ async def test_killed_master_and_workers_are_replaced(watched: Watched, trio: li
     assert (await ask(watched.port, "POST /", "{}")).status == 200
 
 
+async def test_a_master_killed_again_in_the_middle_of_its_start_is_replaced_all_the_same(
+    watched: Watched, trio: list[Instance]
+) -> None:
+    await watched.route(table(trio[0]))
+    killed: set[int | None] = {None}
+    for _ in range(3):
+        master = await eventually(lambda: _other(master_of(watched.settings), killed), "a new pid", every=0.0005)
+        os.kill(master, signal.SIGKILL)
+        killed.add(master)
+    await watched.until(lambda view: view.ok and master_of(watched.settings) not in killed, within=20)
+    assert (await ask(watched.port, "POST /", "{}")).status == 200
+    await eventually(lambda: not process.orphans(watched.dir), "the orphans have gone")
+
+
 async def test_an_old_worker_that_does_not_retire_keeps_its_addresses_live(
     watched: Watched, trio: list[Instance]
 ) -> None:
@@ -590,6 +604,10 @@ async def test_mode_off_only_remembers(tmp_path: Path) -> None:
     assert await gateway.reload() == (False, 'nginx.mode is "off"')
     assert not (tmp_path / "nginx").exists()
     await gateway.close()
+
+
+def _other(pid: int | None, than: set[int | None]) -> int | None:
+    return None if pid in than else pid
 
 
 def _refused(port: int) -> bool:

@@ -118,6 +118,8 @@ async def confirm(
             return
         if refusal := emergencies.words(master) if since is None else "":
             raise NginxTrouble(f"nginx refused generation {generation}: {refusal}")
+        if process.title(master) == "":
+            raise NginxTrouble(f"nginx's master (pid {master}) ended before generation {generation} was proven")
         if loop.time() >= deadline:
             raise NginxTrouble(_too_late(generation, answer, noted, since is not None))
         await asyncio.sleep(POLL_S)

@@ -11,9 +11,11 @@ from collections.abc import Callable, Mapping
 import structlog
 
 from hasupervisor.act.nginx import own, process
+from hasupervisor.act.nginx.backoff import Backoff
 from hasupervisor.act.nginx.delivery import Delivery
 from hasupervisor.act.nginx.files import text_of
 from hasupervisor.act.nginx.program import Control, DirectControl
+from hasupervisor.act.nginx.proof import Proof
 from hasupervisor.act.nginx.room import Room
 from hasupervisor.act.nginx.settings import NginxSettings, NginxTrouble
 from hasupervisor.act.nginx.waiting import WaitingRoom
@@ -22,14 +24,13 @@ from hasupervisor.model import Address, GatewayView, Routing
 
 # An instance more may wait this long for another one; an instance less never waits.
 BATCH_S = 0.5
-BACKOFF_S = 1.0
-BACKOFF_MAX_S = 10.0
 LOOK_EVERY_S = 2.0  # whether a file of the configuration has changed
 TEST_EVERY_S = 60.0  # nginx -t even if none has
 ASK_EVERY_S = 10.0  # which generation answers
 FIRST_PASS_S = 5.0
 FORCED_DEADLINE_S = 60.0
 QUIT_S = 10.0
+QUICK_DEATHS = 3  # of a master, one after the other: replaced at once; then with backoff
 
 log = structlog.get_logger(__name__)
 
@@ -66,17 +67,12 @@ class Gateway:
 
         self._wanted: Routing | None = None
         self._reconfigured: NginxSettings | None = None  # settings that the next pass takes over
-        self._live: frozenset[Address] = frozenset()  # whom any worker may send requests to
-        self._proven: frozenset[Address] = frozenset()  # whom every worker that takes requests sends them to
-        self._live_generation: int | None = None
-        self._servers = 0
-        self._confirmed = False  # what is on disk is all that takes requests
+        self._proof = Proof()
         self._troubles: dict[str, str] = {}  # "deliver", "test", "answer" -> why not, in words
 
         self._forced: list[asyncio.Future[tuple[bool, str]]] = []
-        self._failures = 0
+        self._backoff = Backoff()
         self._unanswered = 0
-        self._retry_at: float | None = None
         self._delivered_at = -BATCH_S
         self._look_at = self._test_at = self._ask_at = 0.0
 
@@ -90,7 +86,7 @@ class Gateway:
         with contextlib.suppress(NginxTrouble):  # the first pass tries again, and says it
             await self._delivery.prepare()
         self._at_start = self._delivery.disk.routed
-        self._live = self._delivery.disk.routed | self._delivery.disk.everyone
+        self._proof.begin(self._delivery.disk)
         self._task = asyncio.create_task(self._run(), name="gateway")
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(FIRST_PASS_S):
@@ -101,7 +97,7 @@ class Gateway:
         if routing == self._wanted:
             return
         self._wanted = routing
-        self._retry_at = None  # another table is another chance
+        self._backoff.try_at_once()
         self._wake.set()
 
     def prove(self, proofs: Mapping[Address, float]) -> None:
@@ -164,7 +160,7 @@ class Gateway:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
             self._task = None
-        self._answer_forced(False, "the daemon stops")
+        _answer(self._forced, False, "the daemon stops")
         self._master.forget()
         self._delivery.close()
         self._waiting.close()
@@ -174,7 +170,7 @@ class Gateway:
         """Closes, and in mode own ends nginx: requests in flight get `patience` seconds. Raises NginxTrouble."""
         await self.close()
         if self._settings.own and self._delivery.layout is not None:
-            await own.shutdown(self._delivery.layout, patience)
+            await own.shutdown(self._settings, self._delivery.layout, patience)
 
     # --- the background task -------------------------------------------------------------------------------------
 
@@ -196,7 +192,7 @@ class Gateway:
         if self._reconfigured is not None:
             self._settings, self._reconfigured = self._reconfigured, None
             self._delivery.reconfigure(self._settings)
-            self._retry_at = None
+            self._backoff.try_at_once()
         await self._follow_master()
         if self._is_due():
             await self._deliver()
@@ -204,8 +200,8 @@ class Gateway:
             await self._look()
 
     def _next_at(self) -> float:
-        if self._retry_at is not None:
-            return min(self._look_at, self._retry_at)
+        if self._backoff.retry_at is not None:
+            return min(self._look_at, self._backoff.retry_at)
         if self._differs():
             return min(self._look_at, self._delivered_at + BATCH_S)
         return self._look_at
@@ -217,11 +213,11 @@ class Gateway:
         now = time.monotonic()
         if self._forced:
             return True
-        if self._retry_at is not None:
-            return now >= self._retry_at
+        if self._backoff.retry_at is not None:
+            return now >= self._backoff.retry_at
         if self._delivery.layout is None or (self._settings.own and self._master.pid is None):
             return True
-        if self._delivery.disk.generation and not self._confirmed:
+        if self._delivery.disk.generation and not self._proof.complete:
             return True
         if not self._differs():
             return False
@@ -236,18 +232,19 @@ class Gateway:
         return self._wanted if self._wanted is not None else self._delivery.disk.routing
 
     async def _deliver(self) -> None:
-        forced = bool(self._forced)
+        forced, self._forced = self._forced, []
         try:
-            await self._bring(self._wanted_or_written(), forced)
+            await self._bring(self._wanted_or_written(), forced=bool(forced))
         except NginxTrouble as trouble:
             self._fail(str(trouble))
-            self._answer_forced(False, str(trouble))
+            _answer(forced, False, str(trouble))
         else:
-            self._answer_forced(True, "")
+            _answer(forced, True, "")
         finally:
             self._delivered_at = time.monotonic()
+            _answer(forced, False, "a defect of the daemon, see its log")  # if nothing was answered above
 
-    async def _bring(self, routing: Routing, forced: bool) -> None:
+    async def _bring(self, routing: Routing, *, forced: bool) -> None:
         """From the table to the proof, as far as it is not there yet. Raises NginxTrouble."""
         delivery = self._delivery
         if not delivery.prepared:
@@ -256,7 +253,7 @@ class Gateway:
             await delivery.survey()
             await self._follow_master()
         dead = self._settings.own and self._master.pid is None
-        settled = not dead and (self._confirmed or not delivery.disk.generation)
+        settled = not dead and (self._proof.complete or not delivery.disk.generation)
         if settled and not forced and self._wanted is None:
             return  # a start disturbs nothing
         anew = forced
@@ -269,9 +266,7 @@ class Gateway:
             anew = not good  # nothing runs: our files as they should be, whatever was done to them, if that helps
         if anew or delivery.differs(routing):
             staged = await delivery.stage(routing, anew=anew)
-            self._live |= staged.written.routed
-            self._proven &= staged.written.routed
-            self._confirmed = False
+            self._proof.widen(staged.written.routed)
             self._publish()
             await delivery.commit(staged)
             self._publish()
@@ -283,26 +278,17 @@ class Gateway:
     def _confirm(self) -> None:
         """What is on disk has been proven to be all that takes requests."""
         disk = self._delivery.disk
-        if not self._confirmed or self._live_generation != disk.generation:
+        if not self._proof.complete or self._proof.generation != disk.generation:
             log.info("nginx runs what is on disk", generation=disk.generation, servers=len(disk.routed))
-        self._confirmed = True
-        self._live = self._proven = disk.routed
-        self._live_generation, self._servers = disk.generation, len(disk.routed)
+        self._proof.confirm(disk)
         self._troubles.clear()
-        self._failures, self._retry_at = 0, None
+        self._backoff.clear()
 
     def _fail(self, words: str) -> None:
         if self._troubles.get("deliver") != words:
             log.warning("nginx does not take the routing", reason=words)
         self._troubles["deliver"] = words
-        self._retry_at = time.monotonic() + min(BACKOFF_S * 2**self._failures, BACKOFF_MAX_S)
-        self._failures = min(self._failures + 1, 10)
-
-    def _answer_forced(self, ok: bool, words: str) -> None:
-        waiting, self._forced = self._forced, []
-        for answer in waiting:
-            if not answer.done():
-                answer.set_result((ok, words))
+        self._backoff.fail()
 
     async def _follow_master(self) -> None:
         """Knows the master, and recognises at first sight what its workers run."""
@@ -312,23 +298,25 @@ class Gateway:
             return
         pid = process.find_master(layout)
         if pid is None:
-            if self._live_generation is not None:
-                log.warning("nginx's master is gone")
-            self._live_generation, self._servers, self._confirmed = None, 0, False
-            self._proven = frozenset()
+            self._miss_master()
             if not self._settings.own and (await self._delivery.ask()).refused:
-                self._live = self._delivery.disk.routed  # nobody sends anything now; a start would send it there
+                self._proof.live = self._delivery.disk.routed  # nobody sends anything now; a start would send it there
             return
         self._master.follow(pid)
-        self._retry_at = None
+        self._backoff.try_at_once()
         answer = await self._delivery.ask()
         disk = self._delivery.disk
-        self._live_generation = answer.generation
         if disk.generation and answer.generation == disk.generation:
             self._confirm()
         else:
-            self._confirmed = False
-            self._live |= disk.routed | disk.everyone  # which of them its workers know cannot be told
+            self._proof.doubt(answer.generation, disk)
+
+    def _miss_master(self) -> None:
+        if self._proof.generation is not None:
+            log.warning("nginx's master is gone")
+            if self._settings.own and self._master.quick_deaths > QUICK_DEATHS:
+                self._fail(f"nginx keeps ending soon after its start: see {self._settings.dir}/error.log")
+        self._proof.lose_master()
 
     # --- looking around ------------------------------------------------------------------------------------------
 
@@ -357,8 +345,8 @@ class Gateway:
             self._troubles.pop("test", None)
         else:
             self._troubles["test"] = said
-        if changed and self._retry_at is not None:
-            self._retry_at = time.monotonic()
+        if changed:
+            self._backoff.try_at_once()
             self._wake.set()
         if not self._room.open:
             await self._open_room()
@@ -381,7 +369,7 @@ class Gateway:
         self._unanswered = 0
         self._troubles.pop("answer", None)
         if answer.generation != disk:
-            self._live_generation, self._confirmed = answer.generation, False
+            self._proof.generation, self._proof.complete = answer.generation, False
             self._wake.set()
 
     # --- what is shown -------------------------------------------------------------------------------------------
@@ -398,7 +386,7 @@ class Gateway:
 
     def _serving(self) -> int:
         """How many instances are proven and reachable through nginx now."""
-        return len({route.address for route in self._wanted_or_written().routes} & self._live)
+        return len({route.address for route in self._wanted_or_written().routes} & self._proof.live)
 
     def _publish(self) -> None:
         disk = self._delivery.disk
@@ -407,11 +395,17 @@ class Gateway:
             ok=reason is None,
             reason=reason,
             generation=disk.generation,
-            live_generation=self._live_generation,
-            live=self._live,
-            joining=self._live - self._proven,
-            servers=self._servers,
+            live_generation=self._proof.generation,
+            live=self._proof.live,
+            joining=self._proof.joining,
+            servers=self._proof.servers,
         )
         if view != self._view:
             self._view = view
             self._on_change()
+
+
+def _answer(waiting: list[asyncio.Future[tuple[bool, str]]], ok: bool, words: str) -> None:
+    for answer in waiting:
+        if not answer.done():
+            answer.set_result((ok, words))

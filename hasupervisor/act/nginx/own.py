@@ -31,14 +31,22 @@ ORPHAN_STEPS = ((signal.SIGQUIT, 1.0), (signal.SIGTERM, 0.5), (signal.SIGKILL, 1
 async def start(settings: NginxSettings, layout: Layout) -> int:
     """Starts nginx on the files in its folder and returns the master's pid. Raises NginxTrouble in nginx's words."""
     await retire_orphans(settings)
+    with contextlib.suppress(OSError):
+        layout.pid.unlink()  # of a dead one: the next to be there is the new one's
     ran = await run(command_line(settings), COMMAND_DEADLINE_S, cwd=settings.dir)
     if not ran.ok:
         raise NginxTrouble(f"cannot start nginx: {_with_holder(settings, words(ran.output))}")
     # The command ends when nginx has gone into the background, a moment before there is a pid file and a title.
-    master = await _until(lambda: process.find_master(layout), APPEAR_S)
+    await _until(lambda: process.find_master(layout) is not None or _ended(layout), APPEAR_S)
+    master = process.find_master(layout)
     if master is None:
         raise NginxTrouble(f"nginx started and ended at once: {layout.error_log} may say why")
     return master
+
+
+def _ended(layout: Layout) -> bool:
+    pid = process.read_pid(layout.pid)
+    return pid is not None and process.title(pid) == ""
 
 
 def _with_holder(settings: NginxSettings, said: str) -> str:
@@ -72,11 +80,18 @@ def bound_logs(folder: Path, master: int, limit: int = LOG_LIMIT_BYTES, keep: in
             os.kill(master, signal.SIGUSR1)
 
 
-async def shutdown(layout: Layout, patience: float) -> None:
-    """SIGQUIT (requests in flight are finished), SIGTERM after `patience` seconds, SIGKILL if even that is ignored."""
+async def shutdown(settings: NginxSettings, layout: Layout, patience: float) -> None:
+    """SIGQUIT (requests in flight are finished), SIGTERM after `patience` seconds, SIGKILL if even that is ignored.
+
+    Workers whose master is dead are ended as well. Raises NginxTrouble.
+    """
     master = process.find_master(layout)
-    if master is None:
-        return
+    if master is not None:
+        await _end_master(master, patience)
+    await retire_orphans(settings)
+
+
+async def _end_master(master: int, patience: float) -> None:
     for step, seconds in ((signal.SIGQUIT, patience), (signal.SIGTERM, 3.0), (signal.SIGKILL, 1.0)):
         with contextlib.suppress(ProcessLookupError):
             os.kill(master, step)

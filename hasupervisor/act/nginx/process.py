@@ -57,11 +57,23 @@ def find_master(layout: Layout) -> int | None:
         return pid  # hidden from us, but there: the pid file is all we can know
     if name and name.startswith(_MASTER) and (not layout.own or _names(name, layout.main)):
         return pid
-    masters = {pid: name for pid in psutil.pids() if (name := title(pid)) and name.startswith(_MASTER)}
+    masters = {pid: name for pid in psutil.pids() if (name := title(pid)) and _is_master(pid, name)}
     named = [pid for pid, name in masters.items() if _names(name, layout.main)]
     if layout.main_is_default and not named:
         named = [pid for pid, name in masters.items() if " -c " not in name]
     return named[0] if len(named) == 1 else None
+
+
+def _is_master(pid: int, name: str) -> bool:
+    """A new worker bears its master's title for a moment; but it does not lead a session, as a daemon does."""
+    try:
+        return name.startswith(_MASTER) and os.getsid(pid) == pid
+    except OSError:
+        return False
+
+
+def _retired(name: str) -> bool:
+    return not name.startswith((_WORKER, _MASTER)) or _RETIRING in name
 
 
 def _names(title: str, main: Path) -> bool:
@@ -76,13 +88,13 @@ def workers(master: int) -> frozenset[int] | None:
     names = {pid: title(pid) for pid in children}
     if any(name is None for name in names.values()):
         return None
-    return frozenset(pid for pid, name in names.items() if name and name.startswith(_WORKER) and _RETIRING not in name)
+    return frozenset(pid for pid, name in names.items() if name and not _retired(name))
 
 
 def retired(pid: int) -> bool:
     """A worker that takes no new connections any more: gone, a zombie, or shutting down."""
     name = title(pid)
-    return name is not None and (not name.startswith(_WORKER) or _RETIRING in name)
+    return name is not None and _retired(name)
 
 
 def orphans(folder: Path) -> frozenset[int]:
@@ -90,10 +102,10 @@ def orphans(folder: Path) -> frozenset[int]:
     found = set()
     for pid in psutil.pids():
         name = title(pid)
-        if not name or not name.startswith(_WORKER) or not _runs_in(pid, folder):
+        if not name or not name.startswith((_WORKER, _MASTER)) or _is_master(pid, name) or not _runs_in(pid, folder):
             continue
         parent = _parent(pid)
-        if parent is None or not (title(parent) or "").startswith(_MASTER):
+        if parent is None or not _is_master(parent, title(parent) or ""):
             found.add(pid)
     return frozenset(found)
 

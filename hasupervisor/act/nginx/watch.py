@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import os
+import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from hasupervisor.act.nginx import process
+
+QUICK_S = 10.0
 
 
 class MasterWatch:
@@ -15,26 +18,28 @@ class MasterWatch:
 
     def __init__(self, on_end: Callable[[], None]) -> None:
         self.pid: int | None = None
+        self.quick_deaths = 0  # in a row, of masters that were followed for less than QUICK_S
+        self._began = 0.0
         self._on_end = on_end
         self._descriptor: int | None = None
 
     def follow(self, pid: int) -> None:
-        """Begins to watch. A kernel without pidfds (before 5.3) leaves it to `check`."""
+        """Begins to watch; an end that was before is told as one that comes."""
         self.forget()
-        self.pid = pid
+        self.pid, self._began = pid, time.monotonic()
         try:
             self._descriptor = os.pidfd_open(pid)
         except ProcessLookupError:
-            self.pid = None
+            self._ended()
         except OSError:
-            return
+            return  # a kernel without pidfds (before 5.3): `check` has to do
         else:
             asyncio.get_running_loop().add_reader(self._descriptor, self._ended)
 
     def check(self) -> None:
         """Looks whether the master is still there, where the kernel does not tell."""
-        if self.pid is not None and self._descriptor is None and not process.alive(self.pid):
-            self.pid = None
+        if self.pid is not None and process.title(self.pid) == "":
+            self._ended()
 
     def forget(self) -> None:
         if self._descriptor is not None:
@@ -44,6 +49,7 @@ class MasterWatch:
         self.pid = None
 
     def _ended(self) -> None:
+        self.quick_deaths = self.quick_deaths + 1 if time.monotonic() - self._began < QUICK_S else 0
         self.forget()
         self._on_end()
 
