@@ -75,7 +75,7 @@ class House:
         self._gateway = Gateway(assembly.nginx_settings(settings), self._gateway_changed, self._requests_wait)
         self._gateway_before = GatewayView()
         self._routed: dict[Address, str] = {}  # who gets requests, as far as the history tells
-        self._traffic = Traffic(_log_socket(settings), InFlight())
+        self._traffic = Traffic(_log_socket(settings), InFlight(), on_errors=self._wake)
         self._instances = InstanceSense(self._runtime, self._instances_changed)
         self._probes = Probes(assembly.probe_settings(settings), self._wake, idle=self._idle)
         self._runner = Runner(self._runtime, self._step_ended, time.monotonic)

@@ -195,7 +195,9 @@ def _nginx(status: Document, paint: Paint) -> str:
     reason = nginx.maybe_text("reason")
     servers = nginx.maybe_number("servers")
     words = f"{number(servers)} server{'' if servers == 1 else 's'}, runs generation {running}"
-    return f"nginx      {state}, {words}{f': {clean(reason)}' if reason else ''}"
+    held = nginx.maybe_number("held")
+    waiting = f", {held:.0f} requests wait for somebody who serves" if held else ""
+    return f"nginx      {state}, {words}{waiting}{f': {clean(reason)}' if reason else ''}"
 
 
 def _autoscale(status: Document) -> list[str]:

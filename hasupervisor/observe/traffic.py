@@ -18,6 +18,7 @@ from hasupervisor.observe.window import SPAN, Summary, Window
 log = structlog.get_logger(__name__)
 
 BATCH = 200  # lines read before others get their turn: about 3 ms
+A_ROW = 5  # errors in a row, beyond which they are no news
 LINE_LIMIT = 64 * 1024  # bytes of a datagram
 
 
@@ -42,17 +43,23 @@ class Traffic:
     `errors_in_row` nor ends it, so that an overload makes nobody suspect. A stream that was cut is logged by nginx like
     one that ended well. Lines that nginx dropped cannot be seen; `lost` counts those that could not be read.
 
-    `sock` is the datagram socket (None: nginx is off, nothing but connections is known).
+    `on_errors` is called for the first errors of a row: whoever decides need not wait for the next cycle. `sock` is the
+    datagram socket (None: nginx is off, nothing but connections is known).
     """
 
     def __init__(
-        self, sock: socket.socket | None, in_flight: InFlight, clock: Callable[[], float] = time.monotonic
+        self,
+        sock: socket.socket | None,
+        in_flight: InFlight,
+        clock: Callable[[], float] = time.monotonic,
+        on_errors: Callable[[], None] = lambda: None,
     ) -> None:
         self.received = 0  # lines, ever
         self.lost = 0  # of them unreadable
         self._sock = sock
         self._in_flight = in_flight
         self._clock = clock
+        self._on_errors = on_errors
         self._total = Window(clock())
         self._upstreams: dict[str, _Upstream] = {}
         self._flights: dict[Address, Flight] | None = None
@@ -174,6 +181,8 @@ class Traffic:
         elif failed and tried.status != OVERLOADED:
             upstream.errors_in_row += 1
             upstream.errored_at = now
+            if upstream.errors_in_row <= A_ROW:
+                self._on_errors()
 
 
 def _as_nginx_writes(address: Address) -> str:

@@ -83,7 +83,7 @@ def status(*instances: Document, **changes: Any) -> Document:
         "problems": [],
         "instances": shown,
         "gpus": [],
-        "nginx": {"ok": True, "generation": 41, "live_generation": 41, "servers": serving, "reason": None},
+        "nginx": {"ok": True, "generation": 41, "live_generation": 41, "servers": serving, "held": 0, "reason": None},
         "autoscale": {
             "policy": "thresholds",
             "desired": len(shown),
@@ -122,6 +122,7 @@ def troubled_status(**changes: Any) -> Document:
                 "generation": 42,
                 "live_generation": 41,
                 "servers": 1,
+                "held": 0,
                 "reason": 'unknown directive "upstrem" in /etc/nginx/conf.d/x.conf:3',
             },
             **changes,

@@ -86,7 +86,14 @@ STATUS = {
     "instances": [INSTANCE],
     "gpus": [GPU],
     "nginx": Maybe(
-        {"ok": bool, "generation": int, "live_generation": Maybe(int), "servers": int, "reason": Maybe(str)}
+        {
+            "ok": bool,
+            "generation": int,
+            "live_generation": Maybe(int),
+            "servers": int,
+            "held": int,
+            "reason": Maybe(str),
+        }
     ),
     "autoscale": AUTOSCALE,
     "traffic": {**FLOW, "in_flight": Maybe(int)},
