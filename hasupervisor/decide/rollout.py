@@ -147,13 +147,17 @@ def _given_up(standing: Standing, *, drained: bool) -> bool:
 
 
 def _drained(operation: Operation, standings: Mapping[str, Standing], world: World) -> Operation:
-    left = [name for name in operation.targets if name in standings and standings[name].exists]
+    left = [name for name in operation.targets if name in standings and not _is_out(standings[name])]
     for name in left:
         if standings[name].record.stuck is not None:
             return _end(operation, OperationState.FAILED, f"{name}: {standings[name].reason}", world)
     if not left:
         return _end(operation, OperationState.DONE, f"{', '.join(operation.targets)} is drained and stopped", world)
     return replace(operation, sentence=f"{left[0]}: {standings[left[0]].reason}")
+
+
+def _is_out(standing: Standing) -> bool:
+    return not standing.exists and standing.state is State.PARKED
 
 
 def _undrained(operation: Operation, standings: Mapping[str, Standing], world: World) -> Operation:
