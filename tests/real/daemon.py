@@ -229,6 +229,19 @@ class Daemon:
 
         return self.wait_for(settled, f"{serving} serve, all green", within)
 
+    def put_right(self, serving: int = 2) -> Document:
+        """Ends whatever a test before has left (a pause, drains, another count), and waits until all is green."""
+        if not self.runs():
+            self.start()
+        status = self.wait_for(lambda status: status["settled"] and status, "has asked everybody")
+        if status["paused"]:
+            self.hactl("resume")
+        for name in [i["name"] for i in status["instances"] if "drained by hand" in i["reason"]]:
+            self.hactl("undrain", name)
+        if status["desired"] != serving:
+            self.hactl("scale", str(serving), "--force")
+        return self.wait_until_green(serving)
+
     # --- its tool and its files ---------------------------------------------------------------------------------------
 
     def hactl(self, *arguments: str, timeout: float = COMMAND_S) -> Ran:

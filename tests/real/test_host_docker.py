@@ -29,7 +29,7 @@ def running(engine: Engine, standin_image: str, port_range: Callable[[int], rang
 @pytest.fixture
 def host(running: Daemon) -> Iterator[Daemon]:
     """The module's daemon with two instances that serve."""
-    running.wait_until_green()
+    running.put_right()
     yield running
     running.assert_no_defects()
 
@@ -83,9 +83,7 @@ def test_a_killed_instance_costs_no_request_and_serves_again_with_one_restart_co
     assert any("killed by signal 9" in entry["sentence"] for entry in story)
 
 
-def test_a_container_that_is_removed_by_hand_is_made_anew_without_a_failed_request(
-    host: Daemon, engine: Engine
-) -> None:
+def test_a_container_removed_by_hand_is_made_anew_without_a_failed_request(host: Daemon, engine: Engine) -> None:
     victim = host.status()["instances"][1]
     with pressure(host.gateway) as load, engine.client() as client:
         client.api.remove_container(victim["runtime_id"], force=True)
