@@ -1,6 +1,7 @@
 """The engine against one-at-a-time `generate` and against transformers' own continuous batching, on one random GLM.
 
-    python bench/model.py [--size small|6b] [--rounds N] [--device cpu|cuda] [--threads N] [--processor-time]
+    python bench/model.py [--size small|6b] [--rounds N] [--device cpu|cuda] [--threads N]
+                           [--processor-time] [--part both|throughput|first-token]
 
 Useful tokens a second at 1, 4, 8 and 16 requests at once, and the time to the first token under staggered arrivals. The
 three take turns, round by round, so that whatever else the machine does meets all of them; the figures are medians.
@@ -17,6 +18,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -227,6 +229,38 @@ def first_tokens(side: OurEngine | TheirBatching, requests: Sequence[Ask]) -> li
     return sorted(timed.first for timed in timeds)
 
 
+def compare_throughput(
+    model: GlmForCausalLM,
+    theirs: TheirBatching,
+    ours: OurEngine,
+    vocabulary: int,
+    rounds: int,
+    clock: Callable[[], float],
+) -> None:
+    """Prints useful tokens a second of the three, and ours over each of the others."""
+    print(" at once   sequential   transformers   engine   engine/sequential   engine/transformers")
+    for number in AT_ONCE:
+        requests = asks(number, vocabulary)
+        tokens = sum(request.tokens for request in requests)
+        sides = (partial(one_at_a_time, model), theirs.run, ours.run)
+        rates = [[tokens / seconds(partial(side, requests), clock) for side in sides] for _ in range(rounds)]
+        middle = [statistics.median(rate[side] for rate in rates) for side in range(3)]
+        over = [statistics.median(rate[2] / rate[side] for rate in rates) for side in range(2)]
+        rows = f"{number:8d} {middle[0]:12.1f} {middle[1]:14.1f} {middle[2]:8.1f} {over[0]:19.2f} {over[1]:21.2f}"
+        print(rows, flush=True)
+
+
+def compare_first_tokens(theirs: TheirBatching, ours: OurEngine, vocabulary: int, rounds: int) -> None:
+    """Prints the time to the first token under staggered arrivals, by the clock."""
+    requests = asks(STAGGERED, vocabulary)
+    print(f"first token of {STAGGERED} requests, one every {GAP} s: median and worst, seconds")
+    firsts = [(first_tokens(theirs, requests), first_tokens(ours, requests)) for _ in range(rounds)]
+    for label, side in (("transformers", 0), ("engine", 1)):
+        median = statistics.median(statistics.median(each[side]) for each in firsts)
+        worst = statistics.median(each[side][-1] for each in firsts)
+        print(f"{label:>12}   {median:.3f}   {worst:.3f}", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=sorted(SIZES), default="small")
@@ -238,6 +272,7 @@ def main() -> None:
         action="store_true",
         help="count the process's processor time and not the clock's: on a CPU that others use too; with --threads 1",
     )
+    parser.add_argument("--part", choices=("both", "throughput", "first-token"), default="both")
     options = parser.parse_args()
     clock = time.process_time if options.processor_time else time.monotonic
     if options.threads:
@@ -253,32 +288,10 @@ def main() -> None:
     with torch.inference_mode():
         for side in (ours, theirs):
             side.run(asks(2, vocabulary))
-        print(" at once   sequential   transformers   engine   engine/sequential   engine/transformers")
-        for number in AT_ONCE:
-            requests = asks(number, vocabulary)
-            tokens = sum(request.tokens for request in requests)
-            rates: list[tuple[float, float, float]] = []
-            for _ in range(options.rounds):
-                rates.append(
-                    (
-                        tokens / seconds(lambda: one_at_a_time(model, requests), clock),  # noqa: B023 - run at once
-                        tokens / seconds(lambda: theirs.run(requests), clock),  # noqa: B023
-                        tokens / seconds(lambda: ours.run(requests), clock),  # noqa: B023
-                    )
-                )
-            middle = [statistics.median(rate[side] for rate in rates) for side in range(3)]
-            over = [statistics.median(rate[2] / rate[side] for rate in rates) for side in range(2)]
-            print(
-                f"{number:8d} {middle[0]:12.1f} {middle[1]:14.1f} {middle[2]:8.1f} {over[0]:19.2f} {over[1]:21.2f}",
-                flush=True,
-            )
-        requests = asks(STAGGERED, vocabulary)
-        print(f"first token of {STAGGERED} requests, one every {GAP} s: median and worst, seconds")
-        for label, side in (("transformers", theirs), ("engine", ours)):
-            firsts = [first_tokens(side, requests) for _ in range(options.rounds)]
-            median = statistics.median(statistics.median(each) for each in firsts)
-            worst = statistics.median(each[-1] for each in firsts)
-            print(f"{label:>12}   {median:.3f}   {worst:.3f}", flush=True)
+        if options.part != "first-token":
+            compare_throughput(model, theirs, ours, vocabulary, options.rounds, clock)
+        if options.part != "throughput":
+            compare_first_tokens(theirs, ours, vocabulary, options.rounds)
     theirs.stop()
 
 

@@ -190,6 +190,7 @@ class Engine:
         self._admit()
         if self._joining:
             self._attempt("prefill", self._prefill, len(self._joining))
+            self._flush()  # a first token need not wait for the others' next one
         if self._rows:
             self._make_room()
             self._attempt("decode", self._decode, len(self._rows))
