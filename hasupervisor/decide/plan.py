@@ -102,6 +102,7 @@ def _resume(world: World) -> World:
         record = replace(
             record,
             incarnation=fact.runtime_id,
+            met_at=world.now,
             in_rotation=routed,
             serving_since=world.now if routed else None,
             state=state,
