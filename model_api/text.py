@@ -104,7 +104,10 @@ class Tidy:
 
 
 class StopStrings:
-    """Ends a text before the first of some strings, also where they cross the borders of tokens."""
+    """Ends a text before the first of some strings, also where they cross the borders of tokens.
+
+    The first is the one that is complete first: so the borders make no difference.
+    """
 
     def __init__(self, stops: Sequence[str]) -> None:
         self._stops = tuple(stop for stop in stops if stop)
@@ -116,10 +119,10 @@ class StopStrings:
         if not self._stops or self.found:
             return "" if self.found else text
         text = self._held + text
-        places = [place for stop in self._stops if (place := text.find(stop)) >= 0]
-        if places:
+        ends = [(place + len(stop), place) for stop in self._stops if (place := text.find(stop)) >= 0]
+        if ends:
             self.found, self._held = True, ""
-            return text[: min(places)]
+            return text[: min(ends)[1]]
         keep = len(text) - self._open_end(text)
         self._held = text[keep:]
         return text[:keep]

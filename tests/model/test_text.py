@@ -81,8 +81,9 @@ def test_what_only_looked_like_the_beginning_of_a_stop_string_is_shown() -> None
     assert through_stops(["one tw"], ["two"]) == ("one tw", False)
 
 
-def test_the_first_of_several_stop_strings_counts() -> None:
+def test_the_first_of_several_stop_strings_to_be_complete_counts() -> None:
     assert through_stops(["abcdef"], ["ef", "cd"]) == ("ab", True)
+    assert through_stops(["aba"], ["aba", "b"]) == through_stops(["a", "b", "a"], ["aba", "b"]) == ("a", True)
 
 
 @settings(deadline=None)
@@ -92,8 +93,8 @@ def test_stop_strings_cut_a_stream_where_they_would_cut_the_whole(
 ) -> None:
     borders = sorted(data.draw(st.lists(st.integers(0, len(text)), max_size=6)))
     pieces = [text[a:b] for a, b in zip([0, *borders], [*borders, len(text)], strict=True)]
-    places = [place for stop in stops if (place := text.find(stop)) >= 0]
-    expected = (text[: min(places)], True) if places else (text, False)
+    ends = [(place + len(stop), place) for stop in stops if (place := text.find(stop)) >= 0]
+    expected = (text[: min(ends)[1]], True) if ends else (text, False)
     assert through_stops(pieces, stops) == expected
 
 
