@@ -9,7 +9,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,6 +21,14 @@ from hasupervisor.model import Routing
 from tests.real.gatewaying import Instance, Watched, addresses, ask, running, table
 from tests.real.load import post_load
 from tests.real.waiting import eventually
+
+
+@pytest.fixture(autouse=True)
+def no_defect_is_logged(capsys: pytest.CaptureFixture[str]) -> Iterator[None]:
+    yield
+    logged = "".join(capsys.readouterr())
+    assert "BUG" not in logged, logged
+    assert "Traceback" not in logged, logged
 
 
 @pytest.fixture

@@ -17,6 +17,14 @@ from tests.real.gatewaying import Instance, PrivateNginx, addresses, ask, privat
 from tests.real.waiting import eventually
 
 
+@pytest.fixture(autouse=True)
+def no_defect_is_logged(capsys: pytest.CaptureFixture[str]) -> Iterator[None]:
+    yield
+    logged = "".join(capsys.readouterr())
+    assert "BUG" not in logged, logged
+    assert "Traceback" not in logged, logged
+
+
 @pytest.fixture
 def ports(port_range: Callable[[int], range]) -> range:
     return port_range(6)
