@@ -207,7 +207,9 @@ class Daemon:
         pairs = (line.rsplit(" ", 1) for line in text.splitlines() if line and not line.startswith("#"))
         return {name: float(value) for name, value in pairs}
 
-    def wait_for(self, condition: Callable[[Document], T | None], what: str = "", within: float = 20.0) -> T:
+    def wait_for(
+        self, condition: Callable[[Document], T | None], what: str = "", within: float = 20.0, every: float = 0.02
+    ) -> T:
         """Asks for the status until `condition(status)` says something true, and returns that."""
         deadline = time.monotonic() + within
         while True:
@@ -217,7 +219,7 @@ class Daemon:
             if time.monotonic() > deadline:
                 shown = in_short(status) if status is not None else "no answer"
                 raise AssertionError(f"not within {within} s: {what or condition}; {shown}\n{self.log()[-4000:]}")
-            time.sleep(0.02)
+            time.sleep(every)
 
     def wait_until_green(self, serving: int = 2, within: float = 40.0) -> Document:
         """Waits until so many are wanted and serve, and nothing is wrong."""
