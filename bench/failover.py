@@ -1,98 +1,100 @@
-"""What users see of an instance that dies or hangs: failed requests, time until nginx leaves it out and it is back.
+"""chatglm-ha beside the tools that an operator would otherwise pick: the same instances, load and faults for each.
 
-    python -m bench.failover [--signal KILL|STOP] [--socket PATH] [--url http://127.0.0.1:8080/] [--rate 20]
+    python bench/failover.py [--quick] [--faults kill,hang] [--contenders chatglm-ha,haproxy] [--seconds S] [--seed N]
+                             [--json FILE] [--markdown FILE] [--logs FOLDER]
 
-Needs a running daemon with at least two serving instances of the process runtime (`make run`). It sends `--rate`
-prompts a second, signals one instance, asks every 5 ms which generation nginx's workers run until that has changed,
-then every 50 ms the status until the instance serves again, and sends for some seconds more. Exits 1 where a request
-failed.
+Two stand-in model servers behind each contender's gateway, 20 requests a second, a client's patience of 30 s.
+Everything runs on 127.0.0.1, in folders and on ports of its own, and is ended by its pid. bench/README.md says what
+the faults, the contenders and the columns are. Exits 1 where chatglm-ha failed a request that it must not fail.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-import os
-import signal
+import json
 import sys
-import time
-from collections.abc import Callable
-from typing import Any
+from pathlib import Path
 
-import httpx
+if not __package__:  # started by its path: its own modules and the tests' are found from the checkout
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from tests.real.load import LoadResult, post_load
+from bench.contest.contenders import Missing
+from bench.contest.faults import Fault, all_faults
+from bench.contest.figures import Figures
+from bench.contest.machine import Machine
+from bench.contest.report import markdown, row, table
+from bench.contest.run import CONTENDERS, run
 
-BEFORE_S, AFTER_S = 5.0, 5.0
-PATIENCE_S = 300.0
-
-
-class Watched:
-    """The daemon and the gateway, asked on loopback."""
-
-    def __init__(self, socket: str, url: str) -> None:
-        self._daemon = httpx.AsyncClient(transport=httpx.AsyncHTTPTransport(uds=socket), base_url="http://ha")
-        self._gateway = httpx.AsyncClient(base_url=url)
-
-    async def instances(self) -> list[dict[str, Any]]:
-        found: list[dict[str, Any]] = (await self._daemon.get("/v1/status", timeout=10.0)).json()["instances"]
-        return found
-
-    async def generation(self) -> str:
-        return (await self._gateway.get("/ha/generation", timeout=10.0)).text.strip()
-
-    async def close(self) -> None:
-        await self._daemon.aclose()
-        await self._gateway.aclose()
+OURS = "chatglm-ha"
 
 
-async def measure(options: argparse.Namespace) -> LoadResult:
-    watched = Watched(options.socket, options.url)
-    serving = [one for one in await watched.instances() if one["state"] == "serving"]
-    if len(serving) < 2:
-        raise SystemExit(f"{len(serving)} instances serve; two are needed: chatglm-hactl status")
-    victim, over = serving[-1], asyncio.Event()
-    load = asyncio.create_task(post_load(options.url, options.rate, PATIENCE_S, until=over))
-    try:
-        await asyncio.sleep(BEFORE_S)
-        generation = await watched.generation()
-        os.kill(victim["pid"], signal.Signals[f"SIG{options.signal}"])
-        began = time.monotonic()
-        out = await _until(watched.generation, lambda now: now != generation, 0.005, began)
-        back = await _until(watched.instances, lambda now: _is_another(victim, now), 0.05, began)
-        await asyncio.sleep(AFTER_S)
-    finally:
-        over.set()
-        result = await load
-        await watched.close()
-    print(f"SIG{options.signal} to {victim['name']} (pid {victim['pid']}), {options.rate:g} prompts/s: {result}")
-    print(f"  nginx's workers leave it out after {out * 1000:.0f} ms; it serves again after {back:.1f} s")
-    print(f"  {os.cpu_count()} processors, load average {os.getloadavg()[0]:.1f}, {result.late * 1000:.0f} ms late")
-    return result
+async def contest(options: argparse.Namespace) -> list[Figures]:
+    """Every chosen fault on every chosen contender, fault by fault: rivals meet the same hour of the machine."""
+    results: list[Figures] = []
+    missing: set[str] = set()
+    for fault in options.faults:
+        seeds = range(options.seed, options.seed + (1 if options.quick else fault.repeats))
+        for seed in seeds:
+            for contender in options.contenders:
+                if contender in missing:
+                    continue
+                try:
+                    result = await run(contender, fault, seed, _seconds(fault, options), options.logs)
+                except Missing as e:
+                    missing.add(contender)
+                    print(f"{contender} is left out: {e}", file=sys.stderr)
+                    continue
+                results.append(result)
+                print(row(result), file=sys.stderr, flush=True)
+    return results
 
 
-async def _until(ask: Callable[[], Any], is_so: Callable[[Any], bool], every: float, began: float) -> float:
-    """Seconds since `began` at which the answer was so."""
-    while not is_so(await ask()):
-        if time.monotonic() - began > PATIENCE_S:
-            raise SystemExit(f"not within {PATIENCE_S:.0f} s: chatglm-hactl status")
-        await asyncio.sleep(every)
-    return time.monotonic() - began
-
-
-def _is_another(victim: dict[str, Any], instances: list[dict[str, Any]]) -> bool:
-    """Whether the name has another life, and that serves."""
-    now = next((one for one in instances if one["name"] == victim["name"]), None)
-    return now is not None and now["pid"] not in (None, victim["pid"]) and now["state"] == "serving"
+def _seconds(fault: Fault, options: argparse.Namespace) -> float:
+    if options.seconds is not None:
+        return float(options.seconds)
+    return fault.quick_s if options.quick else fault.seconds
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="What users see of an instance that dies or hangs.")
-    parser.add_argument("--signal", choices=("KILL", "STOP"), default="KILL")
-    parser.add_argument("--socket", default=".run/control.sock", help="the daemon's control socket")
-    parser.add_argument("--url", default="http://127.0.0.1:8080/", help="the gateway")
-    parser.add_argument("--rate", type=float, default=20.0, help="prompts a second")
-    return 1 if asyncio.run(measure(parser.parse_args())).failures else 0
+    options = _options()
+    machine = Machine.here()
+    results = asyncio.run(contest(options))
+    if not results:
+        print("nothing was run", file=sys.stderr)
+        return 2
+    if options.json is not None:
+        document = {"schema": 1, "machine": machine.as_json(), "results": [result.as_json() for result in results]}
+        options.json.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n")
+    if options.markdown is not None:
+        options.markdown.write_text(markdown(results, machine))
+    print(table(results))
+    return 1 if any(result.contender == OURS and result.failed and not result.of_capacity for result in results) else 0
+
+
+def _options() -> argparse.Namespace:
+    faults = all_faults()
+    parser = argparse.ArgumentParser(description="chatglm-ha beside the tools that an operator would otherwise pick.")
+    parser.add_argument("--faults", default=",".join(faults), help=f"of {', '.join(faults)}")
+    parser.add_argument("--contenders", default=",".join(CONTENDERS), help=f"of {', '.join(CONTENDERS)}")
+    parser.add_argument("--seconds", type=float, help="of load after each fault, instead of the fault's own")
+    parser.add_argument("--seed", type=int, default=1, help="of the storm's schedule; full runs also take the next two")
+    parser.add_argument("--quick", action="store_true", help="shorter runs, one storm")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there")
+    parser.add_argument("--markdown", type=Path, metavar="FILE", help="write a page there, like docs/benchmarks.md")
+    parser.add_argument("--logs", type=Path, metavar="FOLDER", help="keep every contender's logs there")
+    options = parser.parse_args()
+    options.faults = [faults[name] for name in _chosen(parser, "fault", options.faults, list(faults))]
+    options.contenders = _chosen(parser, "contender", options.contenders, list(CONTENDERS))
+    return options
+
+
+def _chosen(parser: argparse.ArgumentParser, what: str, given: str, known: list[str]) -> list[str]:
+    names = [name.strip() for name in given.split(",") if name.strip()]
+    for name in names:
+        if name not in known:
+            parser.error(f"no such {what}: {name}; there are {', '.join(known)}")
+    return names
 
 
 if __name__ == "__main__":
