@@ -110,7 +110,8 @@ def nobody_is_heard(pairs: Pairs, policy: Policy) -> bool:
 
 
 def _heard_since(probe: ProbeView, since: float) -> bool:
-    return probe.asked_at is not None and probe.asked_at > since
+    """Twice: the first answer after a silence of all may only be the first of many."""
+    return probe.asked_at is not None and probe.asked_at > since and probe.successes >= 2
 
 
 def _is_proven(seen: Seen) -> bool:

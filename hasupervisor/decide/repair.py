@@ -54,7 +54,7 @@ class Gate:
     routed: bool = False  # nginx may send it new requests, as far as is proven
     unrouted: bool = True  # nginx sends it nothing new, proven
     keep_routed: bool = False  # nobody else is good: leave it in rotation although suspect
-    put_back: bool = False  # nobody is good, for one cause outside them: those that served may well serve
+    put_back: bool = False  # nobody is heard, for one cause outside them, and no work stands still in it
 
 
 @dataclass(frozen=True, slots=True)
@@ -267,9 +267,7 @@ def _suspect(record: Record, sentence: str, gate: Gate) -> Turn:
     if gate.keep_routed and record.in_rotation:
         return Turn(record, State.SUSPECT, f"{sentence}; stays in rotation")
     if gate.put_back and record.serving_since is not None:
-        return Turn(
-            replace(record, in_rotation=True), State.SUSPECT, f"{sentence}; back in rotation, as nobody is better"
-        )
+        return Turn(replace(record, in_rotation=True), State.SUSPECT, f"{sentence}; back in rotation: nobody is heard")
     return Turn(replace(record, in_rotation=False), State.SUSPECT, sentence)
 
 
