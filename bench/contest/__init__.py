@@ -1,0 +1,1 @@
+"""What bench/failover.py is made of: contenders, faults, loads, and the figures that come of them."""
