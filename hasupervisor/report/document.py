@@ -235,6 +235,7 @@ def _nginx(snapshot: Snapshot) -> Document | None:
         "generation": gateway.generation,
         "live_generation": gateway.live_generation,
         "servers": gateway.servers,
+        "old_workers": gateway.old_workers,
         "held": gateway.held,
         "reason": gateway.reason,
     }

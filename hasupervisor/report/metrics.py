@@ -134,6 +134,7 @@ def _gateway(snapshot: Snapshot) -> Iterable[Metric]:
     if gateway.live_generation is not None:
         yield _gauge("nginx_live_generation", "Generation that its workers answer with", gateway.live_generation)
     yield _gauge("nginx_servers", "Instances in the generation that runs", gateway.servers)
+    yield _gauge("nginx_old_workers", "Workers of earlier generations that finish their requests", gateway.old_workers)
     yield _gauge("held_requests", "Requests that wait for somebody who serves", gateway.held)
     ended = CounterMetricFamily(
         "chatglm_ha_held_requests_ended", "Requests that had to wait, by what became of them", labels=["result"]

@@ -91,6 +91,7 @@ STATUS = {
             "generation": int,
             "live_generation": Maybe(int),
             "servers": int,
+            "old_workers": int,
             "held": int,
             "reason": Maybe(str),
         }

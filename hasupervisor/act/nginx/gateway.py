@@ -24,6 +24,9 @@ from hasupervisor.model import Address, GatewayView, Routing
 
 # An instance more may wait this long for another one; an instance less never waits.
 BATCH_S = 0.5
+# Each reload leaves an old worker until its last stream has ended. With many of them, who joins waits for others.
+MANY_OLD = 16
+BATCH_MANY_S = 10.0
 LOOK_EVERY_S = 2.0  # whether a file of the configuration has changed
 TEST_EVERY_S = 60.0  # nginx -t even if none has
 ASK_EVERY_S = 10.0  # which generation answers
@@ -73,6 +76,7 @@ class Gateway:
         self._forced: list[asyncio.Future[tuple[bool, str]]] = []
         self._backoff = Backoff()
         self._unanswered = 0
+        self._old_workers = 0  # that only finish what they have
         self._delivered_at = -BATCH_S
         self._look_at = self._test_at = self._ask_at = 0.0
 
@@ -203,7 +207,7 @@ class Gateway:
         if self._backoff.retry_at is not None:
             return min(self._look_at, self._backoff.retry_at)
         if self._differs():
-            return min(self._look_at, self._delivered_at + BATCH_S)
+            return min(self._look_at, self._delivered_at + self._batch_s)
         return self._look_at
 
     def _differs(self) -> bool:
@@ -221,7 +225,11 @@ class Gateway:
             return True
         if not self._differs():
             return False
-        return self._is_urgent() or now >= self._delivered_at + BATCH_S
+        return self._is_urgent() or now >= self._delivered_at + self._batch_s
+
+    @property
+    def _batch_s(self) -> float:
+        return BATCH_MANY_S if self._old_workers >= MANY_OLD else BATCH_S
 
     def _is_urgent(self) -> bool:
         """Somebody leaves the list, or somebody comes to an empty one."""
@@ -281,6 +289,7 @@ class Gateway:
         if not self._proof.complete or self._proof.generation != disk.generation:
             log.info("nginx runs what is on disk", generation=disk.generation, servers=len(disk.routed))
         self._proof.confirm(disk)
+        self._count_old_workers()
         self._troubles.clear()
         self._backoff.clear()
 
@@ -356,7 +365,11 @@ class Gateway:
             except OSError as error:
                 log.warning("cannot bound nginx's logs", reason=str(error))
 
+    def _count_old_workers(self) -> None:
+        self._old_workers = process.retiring(self._master.pid) if self._master.pid is not None else 0
+
     async def _ask(self) -> None:
+        self._count_old_workers()
         answer = await self._delivery.ask()
         disk = self._delivery.disk.generation
         if answer.generation is None:
@@ -399,6 +412,7 @@ class Gateway:
             live=self._proof.live,
             joining=self._proof.joining,
             servers=self._proof.servers,
+            old_workers=self._old_workers,
         )
         if view != self._view:
             self._view = view

@@ -91,6 +91,12 @@ def workers(master: int) -> frozenset[int] | None:
     return frozenset(pid for pid, name in names.items() if name and not _retired(name))
 
 
+def retiring(master: int) -> int:
+    """How many of the master's workers only finish what they have; 0 too when we may not see its children."""
+    names = (title(pid) for pid in _children(master) or ())
+    return sum(1 for name in names if name and name.startswith(_WORKER) and _RETIRING in name)
+
+
 def retired(pid: int) -> bool:
     """A worker that takes no new connections any more: gone, a zombie, or shutting down."""
     name = title(pid)
