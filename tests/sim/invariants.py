@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from hasupervisor.model import Cause, OperationKind, OperationState, Phase, Plan, State, Step, StepKind
-from tests.sim.dockerd import STICKS
+from hasupervisor.model import Address, Cause, OperationKind, OperationState, Phase, Plan, State, Step, StepKind
+from tests.sim.dockerd import HOST, STICKS
 from tests.sim.host import Daemon, Host
 from tests.sim.ledger import Ledger
 from tests.sim.lives import Life, Mode
@@ -80,10 +80,11 @@ def a_bad_one_is_taken_out(m: Moment) -> Iterator[str]:
         return
     routed = {route.address: route.name for route in m.plan.routing.routes}
     able = [life for life in m.host.lives() if _heard(life) and life.address in routed]
-    for address, name in routed.items():
+    everybody = {r.name: Address(HOST, r.port) for r in m.daemon.loop.records().values()}
+    for name, address in everybody.items():
         life = m.host.dockerd.at(address)
         bound = _seen_bad_within(m, life)
-        bad = bound is not None and bool(able) and not _most_are_bad(m, routed)
+        bad = address in routed and bound is not None and bool(able) and not _most_are_bad(m)
         what = life.mode if life is not None else "dead"
         lasted = {kind: m.ledger.lasting(("bad", name, kind), bad and kind == what, m.now) for kind in (*Mode, "dead")}
         if lasted[what] > (bound or 0.0):
@@ -119,7 +120,7 @@ def _window(m: Moment, life: Life) -> float:
     return max(m.host.policy.timeout, 4.0 * m.host.traits.service * life.slow, 2.0)
 
 
-def _most_are_bad(m: Moment, routed: object) -> bool:
+def _most_are_bad(m: Moment) -> bool:
     """A common cause, as far as the truth tells: two or more, and most of those that live, are not well."""
     lives = [life for life in m.host.lives() if life.alive and life.proven]
     bad = [life for life in lives if not life.able or life.lie is not None or m.now - life.bad_at < 60.0]
@@ -179,7 +180,7 @@ def healing_disturbs_one_at_a_time(m: Moment, s: Step) -> Iterator[str]:
 def a_common_cause_is_held(m: Moment, s: Step) -> Iterator[str]:
     life = _disturbed(m, s)
     since = m.ledger.everybody_lied_about_since
-    if life is None or not life.able or since is None or life.lie is None or life.lied_at < since:
+    if life is None or since is None or not life.able or life.runtime_id not in m.ledger.routed_when_lies_began:
         return
     if m.now - since < 25.0:
         yield f"{s.name} was given {s.kind} {m.now - since:.1f} s after all probes began to fail"
@@ -380,7 +381,7 @@ def a_start_unroutes_nobody(m: Moment) -> Iterator[str]:
     routed = {route.address for route in m.plan.routing.routes}
     for life in m.host.lives():
         served = life.runtime_id in m.ledger.served_at_start and life.able and life.lie is None
-        fine = served and m.now - life.bad_at > 30.0 and not (life.traits.behind_queue and life.users)
+        fine = served and m.now - life.bad_at > 30.0 and not life.traits.behind_queue
         if fine and life.address not in routed and not _moved_by_hand(m, life.name):
             record = m.daemon.loop.records().get(life.name)
             if record is not None and record.leaving is None:

@@ -126,7 +126,12 @@ class Ledger:
 
     def _still_out(self, daemon: Daemon, name: str) -> bool:
         record, life = daemon.loop.records().get(name), self.host.dockerd.lives.get(name)
-        if record is None or record.parked_at is not None or name in daemon.loop.wants.drained:
+        if (
+            record is None
+            or record.parked_at is not None
+            or record.stuck is not None
+            or name in daemon.loop.wants.drained
+        ):
             return False
         if record.leaving is not None and record.leaving.cause is not Cause.HEAL:
             return False
@@ -139,7 +144,9 @@ class Ledger:
             self.everybody_lied_about_since = None
             self.restarted_in_common_cause.clear()
             return
-        routed = [life for life in self.host.lives() if life.able and life.address in self.host.nginx.live]
+        live = self.host.nginx.live
+        well = [life for life in self.host.lives() if life.able and life.bad_at <= dockerd.lies_since <= life.lied_at]
+        routed = [life for life in well if life.address in live]
         if self.everybody_lied_about_since is None and dockerd.lies_since != float("-inf"):
             if len(routed) < 2 or now - dockerd.lies_since > 2.0:
                 return
