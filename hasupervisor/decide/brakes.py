@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from hasupervisor.decide.placement import is_proven
 from hasupervisor.model import Miss, Phase, Policy, ProbeView, Seen, Verdict, VerdictKind
 
 TOGETHER = 10.0
@@ -52,7 +53,7 @@ def common_cause(pairs: Pairs, policy: Policy, now: float) -> CommonCause | None
     has ended and that does not serve again yet: the cause is not over because one of two is being restarted.
     """
     within = max(TOGETHER, 2.0 * (policy.interval + policy.timeout))
-    alive = {s.record.name for s, _ in pairs if _is_proven(s)}
+    alive = {s.record.name for s, _ in pairs if _could_serve(s)}
     ended = [s.record for s, _ in pairs if s.record.disturbed_at is not None and s.record.stuck is None]
     tried = {r.name: at for r in ended if (at := r.bad_since) is not None}
     left = [(s, v) for s, v in pairs if s.record.name in alive - tried.keys()]
@@ -76,7 +77,7 @@ def onset(seen: Seen, now: float) -> float:
 def why_no_disturbance(seen: Seen, verdict: Verdict, around: Around, policy: Policy, now: float) -> str | None:
     """Why healing must leave this living process alone now, or None. One that was never proven serves nobody."""
     name, cause = seen.record.name, around.cause
-    if not _is_proven(seen):
+    if not _could_serve(seen):
         return None
     if cause is not None and name in cause.names:
         if now - cause.since < HOLD:
@@ -84,8 +85,10 @@ def why_no_disturbance(seen: Seen, verdict: Verdict, around: Around, policy: Pol
         if cause.tried is not None and cause.tried != name:
             return f"common cause: {cause.tried} is restarted first, to see whether it helps"
     alone = _why_alone(seen, around.pairs, policy, now)
-    if alone is not None or around.disturbed in (None, name) or verdict.kind is VerdictKind.HUNG:
-        return alone  # users wait in a hung one: it is not kept waiting for another one's turn
+    if alone is not None or verdict.kind is VerdictKind.HUNG or seen.record.disturbed_at is not None:
+        return alone  # users wait in a hung one, and one whose turn has come is not kept waiting for another's
+    if around.disturbed in (None, name):
+        return None
     return f"waits until {around.disturbed} serves again: one is restarted at a time"
 
 
@@ -94,7 +97,9 @@ def _why_alone(seen: Seen, pairs: Pairs, policy: Policy, now: float) -> str | No
     probe = seen.probe
     if probe is None or not probe.failures or probe.first_failure_at is None:
         return None
-    others = [s.probe for s, _ in pairs if s.record.name != seen.record.name and _is_proven(s) and s.probe is not None]
+    others = [
+        s.probe for s, _ in pairs if s.record.name != seen.record.name and _could_serve(s) and s.probe is not None
+    ]
     asked = probe.first_failure_at - (policy.timeout if probe.miss in (Miss.SILENT, Miss.CONNECT_TIMEOUT) else 0.0)
     if not others or any(_heard_since(other, asked) for other in others) or now - probe.first_failure_at >= HOLD:
         return None
@@ -114,11 +119,10 @@ def _heard_since(probe: ProbeView, since: float) -> bool:
     return probe.asked_at is not None and probe.asked_at > since and probe.successes >= 2
 
 
-def _is_proven(seen: Seen) -> bool:
-    """A living process that has shown that it can serve: it is or was in rotation, or has answered a prompt."""
-    record, prompted = seen.record, seen.probe is not None and bool(seen.probe.prompt_ok)
-    alive = seen.fact is not None and seen.fact.phase is Phase.RUNNING and record.stuck is None
-    return alive and (record.in_rotation or record.serving_since is not None or prompted)
+def _could_serve(seen: Seen) -> bool:
+    """A living process that has shown that it can serve."""
+    alive = seen.fact is not None and seen.fact.phase is Phase.RUNNING and seen.record.stuck is None
+    return alive and is_proven(seen)
 
 
 def _ails(seen: Seen, verdict: Verdict, policy: Policy) -> bool:

@@ -6,7 +6,13 @@ from collections.abc import Mapping
 
 from hasupervisor.model import Phase, Policy, Seen, State, StepKind, Verdict, VerdictKind
 
-_PROVEN = (VerdictKind.SERVING, VerdictKind.BUSY)
+_GOOD = (VerdictKind.SERVING, VerdictKind.BUSY)
+
+
+def is_proven(seen: Seen) -> bool:
+    """Whether this life has shown that it can serve: it is or was in rotation, or has answered a prompt."""
+    record, prompted = seen.record, seen.probe is not None and bool(seen.probe.prompt_ok)
+    return record.in_rotation or record.serving_since is not None or prompted
 
 
 def is_loading(seen: Seen, verdict: Verdict, *, unlisted: bool) -> bool:
@@ -16,9 +22,8 @@ def is_loading(seen: Seen, verdict: Verdict, *, unlisted: bool) -> bool:
     """
     if seen.acting == StepKind.START or (unlisted and _just_started(seen)):
         return True
-    alive = seen.fact is not None and seen.fact.phase is Phase.RUNNING
-    never_served = seen.record.serving_since is None and not seen.record.in_rotation
-    return alive and never_served and seen.record.stuck is None and verdict.kind not in _PROVEN
+    alive = seen.fact is not None and seen.fact.phase is Phase.RUNNING and seen.record.stuck is None
+    return alive and not is_proven(seen) and verdict.kind not in _GOOD
 
 
 def _just_started(seen: Seen) -> bool:

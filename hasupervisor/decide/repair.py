@@ -220,10 +220,11 @@ def _live(record: Record, fact: Fact, verdict: Verdict, gate: Gate) -> Record:
         record = replace(record, incarnation=fact.runtime_id, met_at=gate.now)
     if good:
         window = gate.now - gate.policy.window
+        over = record.disturbed_at is None or gate.routed
         record = replace(
             record,
-            bad_since=None,
-            disturbed_at=None,
+            bad_since=None if over else record.bad_since,
+            disturbed_at=None if over else record.disturbed_at,
             parked_at=None,
             retry_at=None,
             failures=tuple(t for t in record.failures if t > window),
