@@ -257,7 +257,7 @@ class House:
             self._loop.record_note(Note(name, "routing", f"out of the gateway: generation {generation}"))
         names = {fact.address: fact.name for fact in self._instances.view().facts}
         for address in sorted(_proven(view)):
-            name = names.get(address, str(address))
+            name = names.get(address) or self._routed.get(address) or str(address)
             if address not in self._routed:
                 self._loop.record_note(Note(name, "routing", f"in the gateway: generation {generation}"))
             self._routed[address] = name
