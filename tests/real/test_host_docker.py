@@ -189,10 +189,10 @@ def test_a_restart_of_dockerd_restarts_nobody(host: Daemon, engine: Engine, grac
 def test_scaling_down_under_load_ends_nobody_who_still_works(host: Daemon) -> None:
     assert host.hactl("scale", "4").code == 0
     everybody = {instance["name"] for instance in host.wait_until_green(4)["instances"]}
-    with ThreadPoolExecutor() as threads, pressure(host.gateway) as load:
+    with ThreadPoolExecutor(8) as threads, pressure(host.gateway) as load:
         began = time.monotonic()
-        long = [threads.submit(host.post, f"sleep {LONG_S}") for _ in everybody]
-        host.wait_for(lambda status: all(i["in_flight"] for i in status["instances"]), "each has a long one")
+        long = [threads.submit(host.post, f"sleep {LONG_S}") for _ in range(2 * len(everybody))]
+        host.wait_for(lambda status: status["traffic"]["in_flight"] >= len(long), "all are worked on")
         scaled = host.hactl("scale", "1", "--force")
         spent = time.monotonic() - began
         load.wait_for_more(0.5)
@@ -202,6 +202,6 @@ def test_scaling_down_under_load_ends_nobody_who_still_works(host: Daemon) -> No
     assert load.result.failures == []
     assert scaled.code == 0
     assert stayed == "chatglm-01"  # the newest go first
-    assert answered_by == everybody
+    assert answered_by - {stayed}  # also by those who went
     assert spent >= LONG_S
     assert host.hactl("scale", "2").code == 0
