@@ -6,6 +6,7 @@ import logging
 import os
 import sys
 
+from model_api import exits
 from model_api.settings import SettingsError, from_environment
 
 USAGE = """usage: python -m model_api                serve; configured by the environment (docs/model-server.md)
@@ -36,7 +37,7 @@ def main(arguments: list[str]) -> int:
             return run(arguments)
         case _:
             print(USAGE, end="", file=sys.stderr)
-            return 2
+            return exits.USAGE
 
 
 def _serve() -> int:
@@ -45,14 +46,14 @@ def _serve() -> int:
     except SettingsError as error:
         for line in str(error).splitlines():
             print(f"model_api: {line}", file=sys.stderr)
-        return 2
+        return exits.USAGE
     from model_api.server import bind, run
 
     try:
         listener = bind(settings)
     except OSError as error:
         print(f"model_api: {error}", file=sys.stderr)
-        return 2
+        return exits.USAGE
     return run(settings, listener)
 
 

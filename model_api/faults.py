@@ -6,9 +6,6 @@ from enum import Enum, auto
 
 import torch
 
-EXIT_DEVICE = 70  # EX_SOFTWARE: the process cannot go on; a new one may
-EXIT_LOAD = 1
-
 _MEMORY = ("out of memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
 # After any of these every further CUDA call of the process fails: answering errors for hours would be worse than dying.
 _DEVICE = (

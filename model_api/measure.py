@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from model_api import exits
 from model_api.backends.base import LoadedModel, LoadError
 from model_api.engine import Engine
 from model_api.loading import load_model
@@ -105,9 +106,9 @@ def verify(directory: str, env: Mapping[str, str]) -> int:
         prompt = model.codec.chat([{"role": "user", "content": PROMPT}])
         figures = [measure(engine, [prompt] * number, TOKENS) for number in sorted({1, settings.max_batch})]
     except SettingsError as error:
-        return _complain(str(error), 2)
+        return _complain(str(error), exits.USAGE)
     except (LoadError, DamagedModel, WarmUpFailed, MeasureFailed, OSError) as error:
-        return _complain(f"{directory} cannot be served: {error}", 1)
+        return _complain(f"{directory} cannot be served: {error}", exits.CANNOT_SERVE)
     print(f"model      {model.family}, {model.parameters / 1e6:.1f} M parameters, {_precision(model, settings)}")
     print(f"loaded in  {loaded:.1f} s")
     print(f"context    {model.context} tokens, {model.kv_bytes_per_token} bytes of past each")
@@ -132,9 +133,9 @@ def bench(directory: str | None, env: Mapping[str, str]) -> int:
         for number in AT_ONCE:
             print(_row(measure(engine, [prompt] * number, TOKENS)), flush=True)
     except SettingsError as error:
-        return _complain(str(error), 2)
+        return _complain(str(error), exits.USAGE)
     except (LoadError, DamagedModel, MeasureFailed, OSError) as error:
-        return _complain(str(error), 1)
+        return _complain(str(error), exits.CANNOT_SERVE)
     return 0
 
 

@@ -14,15 +14,13 @@ from typing import Any
 
 import uvicorn
 
+from model_api import exits
 from model_api.app import build_app
 from model_api.service import Service
 from model_api.settings import Settings
 
 log = logging.getLogger(__name__)
 
-EXIT_LOAD = 1  # the model cannot be served
-EXIT_USAGE = 2  # the environment is wrong
-EXIT_CUT_OFF = 3  # the grace period ended before the requests did
 KEEP_ALIVE = 75  # seconds; longer than nginx keeps idle connections to its upstreams (60), so that nginx closes them
 LINGER = 5.0  # seconds for the last answers to be sent and connections to close
 BACKLOG = 2048
@@ -148,12 +146,12 @@ class Leaving:
         left = service.admission.inside
         if not left:
             log.info("drained")
-            return 0
+            return exits.DRAINED
         why = "told twice" if self._asked_twice.is_set() else f"{grace:g} s of grace are over"
         log.warning("%s: cutting off %d requests", why, left)
         service.engine.close()
         await asyncio.wait((emptied,), timeout=self.FAREWELL)
-        return EXIT_CUT_OFF
+        return exits.CUT_OFF
 
 
 def _load_failed(error: BaseException) -> int:
@@ -162,4 +160,4 @@ def _load_failed(error: BaseException) -> int:
     else:
         log.error("BUG: loading failed", exc_info=error)
     print(f"model_api: cannot serve: {error}", file=sys.stderr, flush=True)
-    return EXIT_LOAD
+    return exits.CANNOT_SERVE

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
+from model_api import exits
 from model_api.admission import Admission, Refusal, Refused
 from model_api.metrics import Metrics
 from model_api.request import Event, Failed, Finished, Request, Sampling, Why
@@ -192,7 +193,7 @@ def warm_up(model: LoadedModel, engine: Engine, timeout: float = 300.0) -> Finis
             return event
 
 
-def leave_now(reason: str, code: int = 70) -> None:
+def leave_now(reason: str, code: int = exits.DEVICE_LOST) -> None:
     """Ends the process at once, the reason its last line: clients are better off elsewhere than waiting here."""
     sys.stdout.flush()
     print(f"model_api: fatal: {reason}", file=sys.stderr, flush=True)

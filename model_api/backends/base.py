@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -90,4 +90,3 @@ class LoadedModel:
     parameters: int
     kv_bytes_per_token: int
     batched_prefill: bool = True
-    notes: tuple[str, ...] = field(default=())
