@@ -150,9 +150,10 @@ class Daemon:
                 self.stop()
         finally:
             self._process = None
-            for pid in self._left_behind():
-                with suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
+            while left := self._left_behind():  # again: a master starts another worker for one that was killed first
+                for pid in left:
+                    with suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGKILL)
             shutil.rmtree(self.folder)
 
     def _left_behind(self) -> set[int]:
