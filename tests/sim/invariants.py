@@ -85,8 +85,9 @@ def a_bad_one_is_taken_out(m: Moment) -> Iterator[str]:
         life = m.host.dockerd.at(address)
         bound = _seen_bad_within(m, life)
         bad = address in routed and bound is not None and bool(able) and not _most_are_bad(m)
-        what = life.mode if life is not None else "dead"
-        lasted = {kind: m.ledger.lasting(("bad", name, kind), bad and kind == what, m.now) for kind in (*Mode, "dead")}
+        what = "dead" if life is None else "paused" if life.phase is Phase.PAUSED else str(life.mode)
+        kinds = (*map(str, Mode), "dead", "paused")
+        lasted = {kind: m.ledger.lasting(("bad", name, kind), bad and kind == what, m.now) for kind in kinds}
         if lasted[what] > (bound or 0.0):
             yield f"{name} is {what} and stays in the routing for more than {bound:.1f} s, while others can serve"
 

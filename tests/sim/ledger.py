@@ -103,7 +103,7 @@ class Ledger:
             del self.tries[name]
         self.forgive(daemon)
         self.disturbed = {name for name in self.disturbed if self._still_out(daemon, name)}
-        self._lies()
+        self.lies()
 
     def forgive(self, daemon: Daemon) -> None:
         """A person who restarts an instance forgives its failures; each when its turn has come."""
@@ -137,7 +137,7 @@ class Ledger:
             return False
         return life is None or not (life.able and life.address in self.host.nginx.live and record.leaving is None)
 
-    def _lies(self) -> None:
+    def lies(self) -> None:
         """Follows a fault that makes all probes fail although everybody serves."""
         dockerd, now = self.host.dockerd, self.host.engine.now
         if now >= dockerd.lies_until:

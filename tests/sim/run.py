@@ -42,6 +42,7 @@ class Judge(Watch):
 
     def stepped(self, daemon: Daemon, step: Step) -> None:
         self.ledger.forgive(daemon)
+        self.ledger.lies()
         moment = Moment(self.host, self.ledger, daemon, self._plan or daemon.loop.latest)  # type: ignore[arg-type]
         for sentence, check in EVERY_STEP:
             for wrong in check(moment, step):
