@@ -163,7 +163,7 @@ def _answered(case: _Case) -> Verdict:
 
 def _healthy(case: _Case) -> Verdict:
     probe, policy = case.probe, case.policy
-    stalled = _stalled_for(probe, case.now)
+    stalled = _stalled_for(case)
     if stalled is not None and stalled >= case.hang_after:
         return Verdict(VerdictKind.HUNG, f"answers probes, but its work has not moved for {stalled:.0f} s")
     if probe.prompt_failures >= PROMPT_FAILURES:
@@ -185,12 +185,12 @@ def _healthy(case: _Case) -> Verdict:
     return Verdict(VerdictKind.SERVING, "answers, idle")
 
 
-def _stalled_for(probe: ProbeView, now: float) -> float | None:
-    """Seconds without any progress of its own, of an instance that reports work in flight; None: does not apply."""
-    progress = probe.progress
-    if progress is None or progress.in_flight + progress.queued == 0 or probe.progressed_at is None:
+def _stalled_for(case: _Case) -> float | None:
+    """Seconds without any progress, of an instance that reports work in flight; None: does not apply."""
+    progress = case.probe.progress
+    if progress is None or progress.in_flight + progress.queued == 0 or case.probe.progressed_at is None:
         return None
-    return now - probe.progressed_at
+    return case.moved_ago
 
 
 def _loading(case: _Case, words: str) -> Verdict:
