@@ -177,7 +177,8 @@ def _gate(seen: Seen, world: World, around: _Around) -> Gate:
         routed=routed,
         unrouted=fact is None or is_unrouted(fact.address, world.gateway),
         keep_routed=around.last or around.unheard,
-        put_back=around.unheard and not (seen.traffic.in_flight_known and seen.traffic.in_flight),
+        unheard=around.unheard,
+        works=seen.traffic.in_flight_known and seen.traffic.in_flight > 0,
     )
 
 

@@ -54,7 +54,8 @@ class Gate:
     routed: bool = False  # nginx may send it new requests, as far as is proven
     unrouted: bool = True  # nginx sends it nothing new, proven
     keep_routed: bool = False  # nobody else is good: leave it in rotation although suspect
-    put_back: bool = False  # nobody is heard, for one cause outside them, and no work stands still in it
+    unheard: bool = False  # nobody answers probes, for one cause outside them: those that served may well serve
+    works: bool = False  # users' work is known to be in it
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,7 +255,7 @@ def _living(record: Record, fact: Fact, verdict: Verdict, gate: Gate) -> Turn:
 
 def _serving(record: Record, verdict: Verdict, gate: Gate, *, may_join: bool) -> Turn:
     """Proven. A busy one that was taken out comes back by an answered probe, not by its progress: no flapping."""
-    if not record.in_rotation and not may_join:
+    if not record.in_rotation and not may_join and not gate.unheard:
         return Turn(record, State.SUSPECT, f"{verdict.sentence}; back in rotation once it answers a probe")
     since = record.serving_since if record.serving_since is not None else gate.now
     record = replace(record, in_rotation=True, serving_since=since)
@@ -267,7 +268,7 @@ def _serving(record: Record, verdict: Verdict, gate: Gate, *, may_join: bool) ->
 def _suspect(record: Record, sentence: str, gate: Gate) -> Turn:
     if gate.keep_routed and record.in_rotation:
         return Turn(record, State.SUSPECT, f"{sentence}; stays in rotation")
-    if gate.put_back and record.serving_since is not None:
+    if gate.unheard and not gate.works and record.serving_since is not None:  # no work stands still in it
         return Turn(replace(record, in_rotation=True), State.SUSPECT, f"{sentence}; back in rotation: nobody is heard")
     return Turn(replace(record, in_rotation=False), State.SUSPECT, sentence)
 
