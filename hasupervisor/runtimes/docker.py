@@ -11,6 +11,7 @@ from contextlib import aclosing
 from dataclasses import dataclass
 
 import docker
+import psutil
 from docker.errors import APIError, NotFound
 
 from hasupervisor.model import Fact
@@ -31,6 +32,10 @@ DETAILS_AGE = 60.0
 """Seconds until a container is inspected again without an event: the net under a missed one."""
 INSPECT_AGAIN = 10.0
 """Seconds until an inspection that got no answer is tried again."""
+
+
+class StillRuns(Stuck):
+    """A container that was to be removed runs, as dockerd sees it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,7 +239,26 @@ class DockerRuntime:
         return await self._take_away(name, runtime_id)
 
     async def clear(self, name: str, runtime_id: str) -> str:
+        """As in base.py. One that somebody has started again meanwhile is left alone: the next list shows it."""
+        try:
+            return await self._take_away(name, runtime_id)
+        except StillRuns:  # or dockerd has not heard of its end yet
+            if await self._lives(name, runtime_id):
+                return ""
+            if not await self._has_ended(name, runtime_id, self._deadlines.ended):
+                raise
         return await self._take_away(name, runtime_id)
+
+    async def _lives(self, name: str, runtime_id: str) -> bool:
+        """Whether it has a process that this host sees."""
+        try:
+            inspected = await self._dockerd.ask(
+                name, lambda client: client.inspect_container(runtime_id), self._deadlines.inspect
+            )
+        except (NoAnswer, APIError):
+            return False
+        pid = inspected["State"].get("Pid")
+        return bool(pid) and psutil.pid_exists(pid)
 
     async def _signal(self, name: str, runtime_id: str, signal: str | None, deadline: float) -> None:
         """`signal` None: what its image asks to be stopped with, SIGTERM where it asks for nothing."""
@@ -296,6 +320,8 @@ class DockerRuntime:
         except APIError as e:
             if e.status_code == 409 and "already in progress" in said(e):
                 raise Stuck(f"{before}is being removed already, and still there; docker ps -a") from e
+            if e.status_code == 409 and "running container" in said(e):
+                raise StillRuns(f"{before}cannot be removed: dockerd holds it for running; docker rm -f {name}") from e
             if e.status_code != 404:
                 raise Stuck(f"{before}cannot be removed: {said(e)}; docker rm -f {name}") from e
 
