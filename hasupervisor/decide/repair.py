@@ -29,8 +29,9 @@ was just making is seen by then."""
 _FAILED = (VerdictKind.HUNG, VerdictKind.SICK, VerdictKind.DEAD)
 
 
-HOW = 2.0
-"""Seconds that the runtime has to say how a process ended that is known to have ended: it is milliseconds behind."""
+HOW = 10.0
+"""Seconds that the runtime has to say how a process ended that is known to have ended. It is milliseconds behind; a
+runtime that hangs is in trouble, and known to be, before this is over."""
 
 TROUBLE_RETRY = 10.0
 """Seconds until a start is tried again that the runtime's own trouble prevented."""
