@@ -7,7 +7,9 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 
+import docker
 import pytest
 
 from tests.real.daemon import PATIENT, Daemon, Document, daemon, on_docker, one, wall
@@ -91,6 +93,19 @@ def test_a_container_removed_by_hand_is_made_anew_without_a_failed_request(host:
         load.wait_for_more(0.5)
     assert load.result.failures == []
     assert one(host.wait_until_green(), victim["name"])["runtime_id"] != victim["runtime_id"]
+
+
+def test_a_container_restarted_by_hand_serves_again_without_a_failed_request(host: Daemon, engine: Engine) -> None:
+    by_hand = host.status()["instances"][0]
+    with pressure(host.gateway) as load, engine.client() as client:
+        # Between the two halves of a restart the container is one that has ended: the daemon may replace it first.
+        with suppress(docker.errors.APIError):
+            client.api.restart(by_hand["runtime_id"])
+        host.wait_for(lambda status: (i := one(status, by_hand["name"]))["pid"] != by_hand["pid"] and i["pid"], "anew")
+        after = host.wait_until_green()
+        load.wait_for_more(0.5)
+    assert load.result.failures == []
+    assert [instance["name"] for instance in after["instances"]] == ["chatglm-01", "chatglm-02"]
 
 
 # --- the daemon -------------------------------------------------------------------------------------------------------
