@@ -1,4 +1,4 @@
-"""Keeps wants, records, operations and history in one SQLite file that a crash at any instruction leaves whole.
+"""Keeps wants, records, operations, history and samples in one SQLite file that no crash leaves half written.
 
 WAL with synchronous=FULL: what `write` has returned from survives a power loss. The file is locked for as long as it
 is open, so that nobody else changes it and SQLite needs no shared-memory file beside it.
@@ -18,7 +18,8 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-from hasupervisor.memory import rows
+from hasupervisor.decide.autoscale.facts import Sample
+from hasupervisor.memory import rows, samples
 from hasupervisor.memory.rows import Entry, Moment, Row
 from hasupervisor.model import Operation, Record, Wants
 
@@ -52,6 +53,7 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         "CREATE INDEX history_subject ON history (subject, id)",
     ),
     ("ALTER TABLE records ADD COLUMN bad_since REAL",),
+    (samples.CREATE,),
 )
 
 _PRAGMAS = (
@@ -109,6 +111,7 @@ class Batch:
     all_records: bool = False  # `records` are all there are: whatever else the file has is forgotten
     operations: tuple[Operation, ...] = ()
     entries: tuple[Entry, ...] = ()
+    samples: tuple[Sample, ...] = ()
 
 
 class Memory:
@@ -175,6 +178,7 @@ class Memory:
             for entry in batch.entries:
                 self._put("history", rows.entry_row(entry), "id", defects)
             self._prune(len(batch.entries), batch.moment.wall)
+            samples.write(self._connection, batch.samples, batch.moment)
         return tuple(defects)
 
     def last_id(self) -> int:
@@ -196,6 +200,11 @@ class Memory:
         with self._guard("read"):
             found = [rows.entry_of(row) for row in self._connection.execute(query, values)]
         return found if after_id is not None else found[::-1]
+
+    def samples(self, since_wall: float, moment: Moment) -> list[Sample]:
+        """What was sampled since then, the oldest first, on the clock of `moment`."""
+        with self._guard("read"):
+            return samples.read(self._connection, since_wall, moment)
 
     def close(self) -> None:
         with self._guard("close"):

@@ -18,6 +18,7 @@ from typing import TypeVar
 
 import structlog
 
+from hasupervisor.decide.autoscale.facts import Sample
 from hasupervisor.memory.database import Batch, Memory, MemoryLost, MemoryTrouble, Remembered, TooNew, read_copy
 from hasupervisor.memory.rows import Entry, Moment, lasting
 from hasupervisor.memory.thread import CallThread
@@ -30,6 +31,10 @@ _T = TypeVar("_T")
 KEEP_WAITING = 10_000
 """Lines of the history that wait for the disk at most; then the oldest of them are given up, and counted."""
 
+SAMPLES_AT_ONCE = 6
+"""Samples that wait for one another, unless something else is written anyway: a crash may lose a minute of them."""
+
+KEEP_SAMPLES_WAITING = 1_000
 KEEP_ENDED = 50
 RETRY_FIRST, RETRY_MOST = 1.0, 30.0
 SLOW = 5.0
@@ -71,6 +76,7 @@ class Scribe:
         self._changed = _Changed()
         self._waiting: deque[Entry] = deque()
         self._given_up = 0
+        self._samples: deque[Sample] = deque(maxlen=KEEP_SAMPLES_WAITING)
         self._next_id = 1
         self._trouble: Trouble | None = None
         self._writing_since: float | None = None
@@ -152,6 +158,20 @@ class Scribe:
         self._news.set()
         self._news = asyncio.Event()
 
+    def save_sample(self, sample: Sample, now: float, now_wall: float) -> None:
+        """One period of load; it is written with whatever is written next, or once there are enough of them."""
+        self._moment = Moment(now, now_wall)
+        self._samples.append(sample)
+        if len(self._samples) % SAMPLES_AT_ONCE == 0:
+            self._ask()
+
+    async def samples(self, since_wall: float) -> list[Sample]:
+        """What was sampled since then, the oldest first, also what still waits for the disk. Raises MemoryTrouble."""
+        moment = Moment(self._clock(), self._wall())
+        written = await self._call(partial(self._file.samples, since_wall, moment), READ_DEADLINE)
+        last = written[-1].at if written else moment.now - (moment.wall - since_wall)
+        return [*written, *(sample for sample in self._samples if sample.at > last + 0.001)]
+
     # --- the history --------------------------------------------------------------------------------------------------
 
     async def history(
@@ -223,7 +243,7 @@ class Scribe:
         """Writes what is left, within `timeout` seconds, and lets the file go. `run` must have ended."""
         try:
             async with asyncio.timeout(timeout):
-                if self._asked > self._written and not await self._write():
+                if (self._samples or self._asked > self._written) and not await self._write():
                     log.warning("the last changes are not saved", why=self._trouble.sentence if self._trouble else "")
                 await self._call(self._file.close, None)
         except (TimeoutError, MemoryTrouble) as error:
@@ -264,10 +284,13 @@ class Scribe:
             all_records=changed.whole,
             operations=tuple(o for o in self._operations.values() if o.id in changed.operations),
             entries=tuple(self._waiting),
+            samples=tuple(self._samples),
         )
 
     def _wrote(self, batch: Batch, written: _Written, asked: int) -> None:
         self._written = max(self._written, asked)
+        for _ in batch.samples:
+            self._samples.popleft()
         last = batch.entries[-1].id if batch.entries else 0
         while self._waiting and self._waiting[0].id <= last:
             self._waiting.popleft()
@@ -369,6 +392,9 @@ class _File:
         if self._memory is None:
             return []
         return self._memory.history(n=n, since_wall=since_wall, subject=subject, after_id=after_id)
+
+    def samples(self, since_wall: float, moment: Moment) -> list[Sample]:
+        return self._memory.samples(since_wall, moment) if self._memory is not None else []
 
     def close(self) -> None:
         memory, self._memory = self._memory, None

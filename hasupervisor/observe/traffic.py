@@ -13,6 +13,7 @@ import structlog
 from hasupervisor.model import Address, Fact, Phase, TrafficView
 from hasupervisor.observe.accesslog import CLIENT_LEFT, OVERLOADED, Request, Try, Unreadable, is_traffic, read_line
 from hasupervisor.observe.connections import Flight, InFlight
+from hasupervisor.observe.tally import NOBODY, Tally
 from hasupervisor.observe.window import SPAN, Summary, Window
 
 log = structlog.get_logger(__name__)
@@ -28,6 +29,7 @@ class _Upstream:
 
     window: Window
     runtime_id: str = ""  # empty: nobody has said who lives there
+    name: str = NOBODY
     heard_at: float = 0.0  # when a line last spoke of it
     completed_at: float | None = None
     bytes_at: float | None = None
@@ -56,6 +58,7 @@ class Traffic:
     ) -> None:
         self.received = 0  # lines, ever
         self.lost = 0  # of them unreadable
+        self.tally = Tally()
         self._sock = sock
         self._in_flight = in_flight
         self._clock = clock
@@ -81,16 +84,16 @@ class Traffic:
         """Tells who lives where, whenever that may have changed: a new runtime_id starts from nothing."""
         now = self._clock()
         lives = {
-            _as_nginx_writes(fact.address): fact.runtime_id
+            _as_nginx_writes(fact.address): (fact.runtime_id, fact.name)
             for fact in facts
             if fact.phase in (Phase.RUNNING, Phase.PAUSED)  # what has ended may have left its address to another
         }
-        for key, runtime_id in lives.items():
+        for key, (runtime_id, name) in lives.items():
             known = self._upstreams.get(key)
             if known is None or known.runtime_id not in ("", runtime_id):
-                self._upstreams[key] = _Upstream(Window(now), runtime_id, now)
+                self._upstreams[key] = _Upstream(Window(now), runtime_id, name, now)
             else:
-                known.runtime_id = runtime_id
+                known.runtime_id, known.name = runtime_id, name
         for key, upstream in list(self._upstreams.items()):
             if key not in lives and now - upstream.heard_at > SPAN:
                 del self._upstreams[key]
@@ -158,7 +161,11 @@ class Traffic:
 
     def _count(self, request: Request, now: float) -> None:
         served = request.status < 500 and request.status != CLIENT_LEFT
-        self._total.add(now, request.latency_s if served else None, request.status >= 500)
+        latency_s = request.latency_s if served else None
+        self._total.add(now, latency_s, request.status >= 500)
+        last = self._upstreams.get(request.tries[-1].address) if request.tries else None
+        name = last.name if last is not None else NOBODY
+        self.tally.add(name, request.status, request.seconds, latency_s, request.sent)
         for tried in request.tries:
             self._count_try(tried, request, now)
 
