@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import grp
+from collections.abc import Mapping
 from pathlib import Path
 
 from hasupervisor.act.nginx import NginxSettings
 from hasupervisor.config import Config
 from hasupervisor.config.values import ANY_HOST
+from hasupervisor.drill.drills import DrillSettings
 from hasupervisor.model import Address, Policy
 from hasupervisor.observe.answers import Dialect
 from hasupervisor.observe.watch import ProbeSettings
@@ -111,6 +113,34 @@ def nginx_settings(config: Config) -> NginxSettings:
         health_path=config.health.path,
         access_log_socket=log_socket_path(config),
     )
+
+
+def drill_settings(config: Config) -> DrillSettings:
+    """What a drill is made with."""
+    health = config.health
+    return DrillSettings(
+        socket=config.control.socket,
+        nginx=nginx_settings(config),
+        in_containers=config.service.runtime == "docker",
+        prompt=health.prompt,
+        dialect=health.dialect,
+        hang_after=health.hang_after,
+        inference_timeout=health.inference_timeout,
+        start_timeout=health.start_timeout,
+        stop_grace=config.repair.stop_grace,
+    )
+
+
+def is_supervised(environment: Mapping[str, str], pid: int, parent: int) -> bool:
+    """Whether somebody is seen who would start the daemon `pid` again, a child of `parent`, should it end.
+
+    NOTIFY_SOCKET says that a service manager waits for word. INVOCATION_ID alone is inherited by every shell of a
+    desktop session: it counts where systemd names this process, or is its parent.
+    """
+    if environment.get("NOTIFY_SOCKET"):
+        return True
+    named = environment.get("SYSTEMD_EXEC_PID")
+    return bool(environment.get("INVOCATION_ID")) and (named == str(pid) or (named is None and parent == 1))
 
 
 def configure_log(config: Config) -> None:

@@ -7,7 +7,8 @@ import asyncio
 import os
 import signal
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import structlog
@@ -15,7 +16,7 @@ import structlog
 from hasupervisor import __version__, assembly, config
 from hasupervisor.config import Config, ConfigError
 from hasupervisor.house import House, PartEnded
-from hasupervisor.lock import CannotTake, ControlSocket, Held, lock_folder, take_socket
+from hasupervisor.lock import CannotTake, Held, lock_folder, take_socket
 from hasupervisor.memory import TooNew
 from hasupervisor.report.log import CannotLog, loop_failure
 from hasupervisor.sdnotify import Notifier
@@ -63,13 +64,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except CannotLog as error:
         print(f"chatglm-had: {error}", file=sys.stderr)
         return EXIT_FAILED
+    supervised = assembly.is_supervised(os.environ, os.getpid(), os.getppid())
     notifier = Notifier.from_environment(os.environ)
     try:
         lock = lock_folder(settings.state.dir, PROGRAM)
         try:
             control = take_socket(settings.control.socket, settings.control.group, PROGRAM)
             try:
-                asyncio.run(_run(settings, source, notifier, control, stop_all=options.on_exit == "stop"))
+                house = partial(House, settings, source, notifier, control.socket, supervised=supervised)
+                asyncio.run(_run(settings, source, notifier, house, stop_all=options.on_exit == "stop"))
             finally:
                 control.release()
         finally:
@@ -81,7 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 async def _run(
-    settings: Config, source: ConfigSource, notifier: Notifier, control: ControlSocket, *, stop_all: bool
+    settings: Config, source: ConfigSource, notifier: Notifier, build: Callable[[], House], *, stop_all: bool
 ) -> None:
     """Runs the house until SIGTERM or SIGINT; a second one cuts the ending short."""
     stopping, at_once = asyncio.Event(), asyncio.Event()
@@ -94,7 +97,7 @@ async def _run(
     loop.set_exception_handler(loop_failure)
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop)
-    house = House(settings, source, notifier, control.socket)
+    house = build()
     loop.add_signal_handler(signal.SIGHUP, house.reload_by_signal)
     log.info(f"{PROGRAM} begins", config=source.name, pid=os.getpid())
     for key in config.unused_keys(settings):

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from hasupervisor.act.nginx import Gateway
 from hasupervisor.config import Config, ConfigError
 from hasupervisor.decide import scaling
+from hasupervisor.drill.drills import Drills
 from hasupervisor.loop import Loop, running_operations
 from hasupervisor.memory import Entry, MemoryTrouble, Scribe
 from hasupervisor.model import (
@@ -23,6 +25,8 @@ from hasupervisor.model import (
 )
 from hasupervisor.report.desk import (
     ConfigView,
+    DrillAsked,
+    DrillPlan,
     DryRun,
     Failed,
     Invalid,
@@ -50,6 +54,7 @@ class Behind:
     gateway: Gateway
     runtime: Runtime
     scribe: Scribe
+    drills: Drills
     snapshot: Callable[[], Snapshot]
     config: Callable[[], Config]
     config_path: str
@@ -223,6 +228,27 @@ class OperatorDesk:
             replace(self._loop.wants, pause=None), Note("service", "resume", "healing and scaling go on", by)
         )
         return True
+
+    # --- drills -------------------------------------------------------------------------------------------------------
+
+    async def plan_drill(self, asked: DrillAsked) -> DrillPlan:
+        return await self._behind.drills.plan(asked, self.status())
+
+    async def begin_drill(self, asked: DrillAsked, *, by: str) -> dict[str, Any]:
+        return (await self._behind.drills.begin(asked, self.status(), by)).document()
+
+    async def drills(self) -> list[dict[str, Any]]:
+        return [sheet.document() for sheet in await self._behind.drills.all()]
+
+    async def drill(self, drill_id: str) -> dict[str, Any]:
+        return (await self._behind.drills.one(drill_id)).document()
+
+    async def watch_drill(self, drill_id: str) -> AsyncIterator[dict[str, Any]]:
+        async for sheet in self._behind.drills.watch(drill_id):
+            yield sheet.document()
+
+    async def call_off_drill(self, drill_id: str, *, by: str) -> dict[str, Any]:
+        return (await self._behind.drills.call_off(drill_id, by)).document()
 
     # --- why not ------------------------------------------------------------------------------------------------------
 

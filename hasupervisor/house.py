@@ -19,6 +19,7 @@ from hasupervisor.config import Config, ConfigError, changed_keys
 from hasupervisor.config.keys import value_of
 from hasupervisor.config.values import toml
 from hasupervisor.desk import Behind, OperatorDesk
+from hasupervisor.drill.drills import Books, Drills
 from hasupervisor.loop import Loop, Parts, Remembered
 from hasupervisor.memory import Scribe
 from hasupervisor.model import Address, GatewayView, Note, Outcome, Plan, State, Wants
@@ -41,6 +42,9 @@ from hasupervisor.sdnotify import Notifier
 
 log = structlog.get_logger(__name__)
 
+DURABLE = 1.0
+"""Seconds that the beginning of a drill waits for the disk at most: the drill may end this daemon."""
+
 LAST_WORDS = 2.0
 """Seconds for the memory to write what is left when the daemon stops."""
 
@@ -62,7 +66,10 @@ class PartEnded(Exception):
 class House:
     """Everything that runs in one daemon. `run` once; then, if wanted, `stop_everything`."""
 
-    def __init__(self, settings: Config, source: Source, notifier: Notifier, control: socket.socket) -> None:
+    def __init__(
+        self, settings: Config, source: Source, notifier: Notifier, control: socket.socket, *, supervised: bool = False
+    ) -> None:
+        """`supervised`: somebody would start the daemon again, should it end."""
         self._settings = settings
         self._source = source
         self._notifier = notifier
@@ -70,6 +77,7 @@ class House:
         self._started_wall = time.time()
         self._is_ready = False
         self._has_served = False
+        self._is_nginx_missed = False
         self._runtime = _runtime(settings)
         self._scribe = Scribe(settings.state.dir / "state.db")
         self._gateway = Gateway(assembly.nginx_settings(settings), self._gateway_changed, self._requests_wait)
@@ -79,6 +87,12 @@ class House:
         self._instances = InstanceSense(self._runtime, self._instances_changed)
         self._probes = Probes(assembly.probe_settings(settings), self._wake, idle=self._idle)
         self._runner = Runner(self._runtime, self._step_ended, time.monotonic)
+        self._drills = Drills(
+            settings.state.dir / "drills",
+            lambda: assembly.drill_settings(self._settings),
+            Books(self._note, partial(self._scribe.flush, DURABLE)),
+            supervised=supervised,
+        )
         self._loop: Loop | None = None
         self._metrics: Metrics | None = None
 
@@ -177,6 +191,7 @@ class House:
                 gateway=self._gateway,
                 runtime=self._runtime,
                 scribe=self._scribe,
+                drills=self._drills,
                 snapshot=partial(picture.take, self._easel(loop)),
                 config=lambda: self._settings,
                 config_path=self._source.name,
@@ -189,6 +204,7 @@ class House:
         running: dict[str, Coroutine[Any, Any, None]] = {
             "memory": self._scribe.run(),
             "cycle": loop.run(self._cycled),
+            "drills": self._drills.run(),
             "control socket": serve(self._control, control_api(desk, stopping), stopping, Limits()),
         }
         listen = self._settings.http.listen
@@ -222,6 +238,7 @@ class House:
         await self._gateway.close()
         self._traffic.close()
         await self._runtime.close()
+        self._drills.close()
         await self._scribe.close(LAST_WORDS)
 
     # --- what the parts say -------------------------------------------------------------------------------------------
@@ -244,8 +261,24 @@ class House:
                 self._metrics.reloaded(ok=True)
             elif before.ok and not now.ok:
                 self._metrics.reloaded(ok=False)
+        self._note_master(before, now)
         self._note_routing(now)
         self._wake()
+
+    def _note_master(self, before: GatewayView, now: GatewayView) -> None:
+        """Writes down that nginx has gone, and that it is proven to answer again: often both are known at once."""
+        if now.lost_masters > before.lost_masters and now.live_generation is None:
+            self._note(Note("nginx", "gateway", "nginx has gone"))
+            self._is_nginx_missed = True
+        elif now.lost_masters > before.lost_masters:
+            self._note(Note("nginx", "gateway", f"nginx had gone and answers again: generation {now.live_generation}"))
+        elif self._is_nginx_missed and now.live_generation is not None:
+            self._note(Note("nginx", "gateway", f"nginx answers again: generation {now.live_generation}"))
+            self._is_nginx_missed = False
+
+    def _note(self, note: Note) -> None:
+        if self._loop is not None:
+            self._loop.record_note(note)
 
     def _note_routing(self, view: GatewayView) -> None:
         """Writes down who gets requests from now on, and who does not any more: proven, not wanted."""

@@ -184,6 +184,7 @@ class GatewayView:
     servers: int = 0  # routed in the live generation
     off: bool = False  # nginx.mode = "off": nothing to confirm
     old_workers: int = 0  # of earlier generations, that only finish the requests they have
+    lost_masters: int = 0  # how often nginx's master has gone since the daemon started
     held: int = 0  # requests that wait for somebody who serves
     held_total: int = 0  # since the daemon started: they had to wait,
     released_total: int = 0  # were sent to an instance then,

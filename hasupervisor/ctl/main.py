@@ -28,6 +28,7 @@ COMMANDS = (
     "logs",
     "nginx",
     "config",
+    "drill",
     "version",
     "completion",
 )

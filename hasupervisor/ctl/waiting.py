@@ -71,41 +71,44 @@ def _follow(socket: str, operation: Document, timeout: float | None, progress: P
     name = operation.text("id")
     began = time.monotonic()
     away_since: float | None = None
-    for news in chain([operation], _news(socket, name)):
+    for heard in chain([operation], news(socket, f"/v1/operations/{segment(name)}")):
         now = time.monotonic()
-        if isinstance(news, Failure):
+        if isinstance(heard, Failure):
             away_since = now if away_since is None else away_since
             if now - away_since >= AWAY_S:
-                raise Failure(news.code, f"{news.sentence}; {name} may go on without it", details=news.details)
+                raise Failure(heard.code, f"{heard.sentence}; {name} may go on without it", details=heard.details)
         else:
-            operation, away_since = news or operation, None
+            operation, away_since = heard or operation, None
             if operation.text("state") != "running":
                 return operation
         if timeout is not None and now - began >= timeout:
             sentence = f"{_title(operation)} still goes on after {age(timeout)}: {clean(operation.text('sentence'))}"
             raise Failure(Exit.STILL_GOING, sentence, details=_what_can_be_done(name))
-        progress.show(f"{_title(operation)}: {_where(news, operation)}", age(now - began))
+        progress.show(f"{_title(operation)}: {_where(heard, operation)}", age(now - began))
     raise AssertionError("news of an operation never end")
 
 
-def _where(news: Document | Failure | None, operation: Document) -> str:
-    if not isinstance(news, Failure):
-        return clean(operation.text("sentence"))
-    why = "the daemon does not answer" if news.code is Exit.NO_ANSWER else clean(news.sentence)
+def _where(heard: Document | Failure | None, operation: Document) -> str:
+    return why_away(heard) if isinstance(heard, Failure) else clean(operation.text("sentence"))
+
+
+def why_away(failure: Failure) -> str:
+    """What is shown while the daemon gives no news."""
+    why = "the daemon does not answer" if failure.code is Exit.NO_ANSWER else clean(failure.sentence)
     return f"{why}, trying again"
 
 
-def _news(socket: str, name: str) -> Iterator[Document | Failure | None]:
-    """What is heard of the operation, without end: where it stands, None for a tick without a change, and a failure
-    for each time that the daemon does not answer."""
+def news(socket: str, target: str) -> Iterator[Document | Failure | None]:
+    """What is heard of something long at `target`, without end: where it stands, None for a tick without a change, and
+    a failure for each time that the daemon does not answer."""
     client = Client(socket, patience=PATIENCE_S)
     while True:
         quiet = 0.0
         try:
-            with client.stream(f"/v1/operations/{segment(name)}", {"watch": "1"}) as stream:
+            with client.stream(target, {"watch": "1"}) as stream:
                 for line in stream.lines(TICK_S):
                     quiet = 0.0 if line else quiet + TICK_S
-                    yield decode(line, f"operation {name}") if line else None
+                    yield decode(line, f"what the daemon says of {target}") if line else None
                     if quiet >= QUIET_S:
                         break
         except Failure as failure:

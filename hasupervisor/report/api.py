@@ -27,7 +27,16 @@ from hasupervisor.report.answers import (
     encode,
     refuse,
 )
-from hasupervisor.report.desk import Declined, Desk, DryRun, NoSuch, Unavailable, no_such_instance, no_such_operation
+from hasupervisor.report.desk import (
+    Declined,
+    Desk,
+    DrillAsked,
+    DryRun,
+    NoSuch,
+    Unavailable,
+    no_such_instance,
+    no_such_operation,
+)
 from hasupervisor.report.parameters import Misunderstood
 from hasupervisor.report.peer import UserNames
 from hasupervisor.report.snapshot import Snapshot
@@ -71,6 +80,10 @@ def control_api(desk: Desk, stopping: asyncio.Event) -> Application:
         ("GET", "/v1/operations", ask.operations),
         ("GET", "/v1/operations/{id}", ask.operation),
         ("DELETE", "/v1/operations/{id}", ask.cancel),
+        ("POST", "/v1/drill", ask.begin_drill),
+        ("GET", "/v1/drill", ask.drills),
+        ("GET", "/v1/drill/{id}", ask.drill),
+        ("DELETE", "/v1/drill/{id}", ask.call_off_drill),
         ("GET", "/v1/history", ask.history),
         ("GET", "/v1/nginx", ask.nginx),
         ("POST", "/v1/nginx/test", ask.nginx_test),
@@ -144,6 +157,18 @@ class _Requests:
         shown = self._operation(request.path_params["id"])
         return self._stream(self._watched(shown["id"]), LINES) if watch else answer(shown)
 
+    async def drills(self, request: Request) -> Response:
+        parameters.query(request, parameters.Nothing)
+        return answer({"drills": [dict(drill) for drill in await self._desk.drills()]})
+
+    async def drill(self, request: Request) -> Response | Stream:
+        watch = parameters.query(request, parameters.Watch).watch
+        shown = await self._desk.drill(request.path_params["id"])
+        if not watch:
+            return answer(dict(shown))
+        moves = self._desk.watch_drill(request.path_params["id"])
+        return self._stream(_encoded(moves, lambda drill: encode(dict(drill))), LINES)
+
     async def history(self, request: Request) -> Stream:
         wanted = parameters.query(request, parameters.History)
         if wanted.follow:
@@ -201,6 +226,20 @@ class _Requests:
         await parameters.body(request, parameters.Nothing)
         shown = self._operation(request.path_params["id"])
         return answer(document.operation(await self._desk.cancel(shown["id"], by=await self._by(request))))
+
+    async def begin_drill(self, request: Request) -> Response:
+        wanted = await parameters.body(request, parameters.Drill)
+        if wanted.name is not None and wanted.fault not in parameters.FAULTS_OF_INSTANCES:
+            raise Misunderstood([f"name: {wanted.fault} is not an instance's fault, so it takes no name"])
+        asked = DrillAsked(wanted.fault, wanted.name, wanted.rate, wanted.seconds, wanted.force)
+        if wanted.dry_run:
+            return answer(document.drill_plan(await self._desk.plan_drill(asked)))
+        return answer(dict(await self._desk.begin_drill(asked, by=await self._by(request))), 202)
+
+    async def call_off_drill(self, request: Request) -> Response:
+        await parameters.body(request, parameters.Nothing)
+        called_off = await self._desk.call_off_drill(request.path_params["id"], by=await self._by(request))
+        return answer(dict(called_off))
 
     async def set_autoscale(self, request: Request) -> Response:
         wanted = await parameters.body(request, parameters.Autoscale)

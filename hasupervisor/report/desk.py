@@ -82,6 +82,29 @@ class ConfigView:
     config: Mapping[str, Mapping[str, Any]]  # section -> key -> what JSON can show
 
 
+@dataclass(frozen=True, slots=True)
+class DrillAsked:
+    """A fault that a person wants made on purpose."""
+
+    fault: str  # kill | hang | sick | slow | spike | daemon | gateway
+    name: str | None  # of an instance; None: the daemon chooses one, where the fault is an instance's
+    rate: float  # prompts a second
+    seconds: float | None  # of load at most; None: as long as the fault usually needs
+    force: bool  # even if it could hurt
+
+
+@dataclass(frozen=True, slots=True)
+class DrillPlan:
+    """What a drill would do."""
+
+    fault: str
+    name: str | None
+    rate: float
+    seconds: float
+    what: str  # one sentence
+    objections: tuple[str, ...]  # why it could hurt now, a sentence each
+
+
 class Entry(Protocol):
     """One line of the history."""
 
@@ -131,6 +154,23 @@ class Desk(Protocol):
 
     async def resume(self, *, by: str) -> bool:
         """Whether it was paused."""
+
+    async def plan_drill(self, asked: DrillAsked) -> DrillPlan:
+        """Raises NoSuch, and Refused for what cannot be done, forced or not."""
+
+    async def begin_drill(self, asked: DrillAsked, *, by: str) -> Mapping[str, Any]:
+        """The drill's document, as the others below (docs/control-api.md)."""
+
+    async def drills(self) -> Sequence[Mapping[str, Any]]:
+        """The newest first."""
+
+    async def drill(self, drill_id: str) -> Mapping[str, Any]: ...
+
+    def watch_drill(self, drill_id: str) -> AsyncIterator[Mapping[str, Any]]:
+        """Now, and each time that it has moved, until it has ended."""
+
+    async def call_off_drill(self, drill_id: str, *, by: str) -> Mapping[str, Any]:
+        """Ends it and undoes its fault. Raises NoSuch, and Refused when it has ended already."""
 
     async def history(self, *, n: int, since_wall: float | None, subject: str | None = None) -> Sequence[Entry]:
         """The newest `n` lines, oldest first. Raises Unavailable."""

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from hasupervisor.model import Address, Judged, Operation, Pause, Record, State, TrafficView
-from hasupervisor.report.desk import DryRun, Entry
+from hasupervisor.report.desk import DrillPlan, DryRun, Entry
 from hasupervisor.report.snapshot import GpuView, Snapshot
 
 SCHEMA = 1
@@ -203,6 +203,18 @@ def entry(line: Entry) -> Document:
 
 def dry_run(plan: DryRun) -> Document:
     return {"desired": plan.desired, "wanted": plan.wanted, "steps": list(plan.steps), "refused": plan.refused}
+
+
+def drill_plan(plan: DrillPlan) -> Document:
+    return {
+        "fault": plan.fault,
+        "name": plan.name,
+        "rate": plan.rate,
+        "seconds": plan.seconds,
+        "what": plan.what,
+        "refused": "it could hurt" if plan.objections else None,
+        "problems": list(plan.objections),
+    }
 
 
 def problem(title: str, status: int, detail: str, hint: str | None, problems: Sequence[str] = ()) -> Document:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 from collections.abc import Iterable
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 from starlette.requests import Request
@@ -45,6 +45,18 @@ class Scale(Parameters):
 
 class Force(Parameters):
     force: bool = False
+
+
+FAULTS_OF_INSTANCES = ("kill", "hang", "sick", "slow")
+
+
+class Drill(Parameters):
+    fault: Literal["kill", "hang", "sick", "slow", "spike", "daemon", "gateway"]
+    name: str | None = None
+    rate: Annotated[float, Field(gt=0, le=1000)] = 10.0
+    seconds: Annotated[float | None, Field(gt=0, le=3600)] = None
+    force: bool = False
+    dry_run: bool = False
 
 
 class Autoscale(Parameters):

@@ -40,7 +40,7 @@ HEAVY = {
     "urllib.parse",
     "uvicorn",
 }
-LATER = ("upgrade", "rollback", "gpu", "drill", "doctor", "top")
+LATER = ("upgrade", "rollback", "gpu", "doctor", "top")
 
 
 def _every_command() -> list[list[str]]:

@@ -75,6 +75,7 @@ class Gateway:
 
         self._forced: list[asyncio.Future[tuple[bool, str]]] = []
         self._backoff = Backoff()
+        self._lost_masters = 0
         self._unanswered = 0
         self._old_workers = 0  # that only finish what they have
         self._delivered_at = -BATCH_S
@@ -323,6 +324,7 @@ class Gateway:
     def _miss_master(self) -> None:
         if self._proof.generation is not None:
             log.warning("nginx's master is gone")
+            self._lost_masters += 1
             if self._settings.own and self._master.quick_deaths > QUICK_DEATHS:
                 self._fail(f"nginx keeps ending soon after its start: see {self._settings.dir}/error.log")
         self._proof.lose_master()
@@ -413,6 +415,7 @@ class Gateway:
             joining=self._proof.joining,
             servers=self._proof.servers,
             old_workers=self._old_workers,
+            lost_masters=self._lost_masters,
         )
         if view != self._view:
             self._view = view

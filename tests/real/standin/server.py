@@ -6,6 +6,9 @@ Environment: HOST, PORT, NAME (default: the argument, else the host's name), SER
 SLOTS 8 (requests worked on at once, the others queue), LOAD_S 0 (seconds of "loading" at the start), HEALTH
 progress | opaque (no JSON) | plain (JSON without progress), GRACE 30 (seconds after SIGTERM), MODE ok.
 
+With DRILL=1 it offers the hook of docs/drills.md: GET /drill names the faults, POST /drill {"fault": "sick", "for_s": S}
+makes it "err", {"fault": null} ends that; a request that came through a proxy is told 404.
+
 The work of a request is SERVICE_S, or what its prompt says: "sleep 20" takes 20 s.
 `POST /standin {"mode": MODE, "for_s": S}` changes it at run time; after `for_s` it is ok again. Modes:
 
@@ -86,6 +89,7 @@ class Server:
         self.name = name
         self.host, self.port = env.get("HOST", "127.0.0.1"), int(env.get("PORT", "8000"))
         self.service_s = float(env.get("SERVICE_S", "0.05"))
+        self.has_hook = env.get("DRILL") == "1"
         self.health_form = env.get("HEALTH", "progress")
         self.grace = float(env.get("GRACE", "30"))
         self.loaded_at = time.monotonic() + float(env.get("LOAD_S", "0"))
@@ -153,6 +157,10 @@ class Server:
         elif method == "POST" and path == "/standin":
             await respond(writer, 200, {"mode": body.get("mode", "ok"), "name": self.name}, keep)
             self.set_mode(body)
+        elif path == "/drill" and self.has_hook and "x-forwarded-for" not in headers:
+            if method == "POST":
+                self.set_mode({"mode": "err" if body.get("fault") == "sick" else "ok", "for_s": body.get("for_s")})
+            await respond(writer, 200, {"faults": ["sick"]}, keep)
         elif method == "GET" and path == "/health":
             await self.health(writer, keep)
         elif method == "GET" and path == "/metrics":
