@@ -70,7 +70,7 @@ def only_proven_instances_are_routed(m: Moment) -> Iterator[str]:
         life = m.host.dockerd.buried[fact.runtime_id] if fact is not None else None
         if fact is None or fact.phase is not Phase.RUNNING:
             yield f"{route.name} is wanted in the routing, but its process is not there"
-        elif life is not None and not life.proven:
+        elif life is not None and not life.proven and life.runtime_id not in m.ledger.routed_at_start:
             yield f"{route.name} is wanted in the routing, but has never answered anybody well"
 
 
@@ -202,7 +202,10 @@ def a_common_cause_keeps_its_routing(m: Moment) -> Iterator[str]:
     lost = [
         life.name
         for life in m.host.lives()
-        if life.able and life.address not in routed and life.runtime_id in m.ledger.routed_when_lies_began
+        if life.able
+        and not life.users
+        and life.address not in routed
+        and life.runtime_id in m.ledger.routed_when_lies_began
     ]
     lost = [name for name in lost if not _moved_by_hand(m, name) and name not in m.ledger.restarted_in_common_cause]
     if m.ledger.lasting(("lost", "all"), len(lost) > 1, m.now) > 1.0:

@@ -37,6 +37,7 @@ class Ledger:
         self.routed_when_lies_began: frozenset[str] = frozenset()
         self.restarted_in_common_cause: set[str] = set()
         self.served_at_start: frozenset[str] = frozenset()
+        self.routed_at_start: frozenset[str] = frozenset()  # a stale file may route a new life: nobody can know
         self._counted: set[str] = set()
         self._operations: dict[str, str | None] = {}
         self._since: dict[Hashable, float] = {}
@@ -66,6 +67,7 @@ class Ledger:
         self.everybody_lied_about_since = None
         self._since.clear()
         live = self.host.nginx.disk
+        self.routed_at_start = frozenset(life.runtime_id for life in self.host.lives() if life.address in live)
         self.served_at_start = frozenset(
             life.runtime_id for life in self.host.lives() if life.able and life.proven and life.address in live
         )
