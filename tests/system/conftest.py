@@ -18,22 +18,28 @@ UNIT = "chatglm-ha"
 CONFIG = "/etc/chatglm-ha/config.toml"
 
 
-def readme_commands(heading: str) -> str:
-    """The first block of commands under a heading of the README."""
+def readme_commands(heading: str) -> list[str]:
+    """The blocks of commands under a heading of the README."""
     section = (ROOT / "README.md").read_text().partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
-    block = re.search(r"```sh\n(.*?)```", section, re.S)
-    assert block is not None, f"README.md has no commands under {heading}"
-    return block[1]
+    return re.findall(r"```sh\n(.*?)```", section, re.S)
+
+
+INSTALL, START, REMOVE = readme_commands("Install")
+
+
+def install(host: Machine) -> None:
+    """As the README says, in the checkout, without a network."""
+    offline = f"export PIP_NO_INDEX=1 PIP_FIND_LINKS={WHEELS}; cd {CHECKOUT}\n"
+    host.run("bash", "-eu", "-c", offline + INSTALL)
 
 
 @pytest.fixture(scope="session")
 def host(engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
-    """A booted host, the project installed, the daemon not started yet. No network is needed for it."""
+    """A booted host, the project installed, the daemon not started yet."""
     sources = tmp_path_factory.mktemp("system") / "checkout"
     copy_sources(sources)
     folders = {sources: "/mnt", supplies.dependencies(): WHEELS, images.SCRIPTS: STANDIN}
     with machine(engine, supplies.root_file_system(), folders) as host:
         host.run("cp", "-r", "/mnt", CHECKOUT)
-        offline = f"export PIP_NO_INDEX=1 PIP_FIND_LINKS={WHEELS}; cd {CHECKOUT}\n"
-        host.run("bash", "-eu", "-c", offline + readme_commands("Install"))
+        install(host)
         yield host

@@ -14,8 +14,10 @@ from typing import Any, TypeVar
 import pytest
 
 from tests.real.load import LoadResult, post_load
-from tests.system.conftest import CONFIG, STANDIN, UNIT
+from tests.system.conftest import CONFIG, REMOVE, STANDIN, START, UNIT, install
 from tests.system.machine import Machine
+
+pytestmark = pytest.mark.timeout(900)  # the first run fetches Debian and the packages
 
 T = TypeVar("T")
 
@@ -35,6 +37,7 @@ OWN = '[nginx]\nmode = "own"\nlisten = "9090"\ndir = "/var/lib/chatglm-ha/own-ng
 RATE = 20.0  # requests a second, each 0.05 s of work
 DEFECT = re.compile(r"\bBUG\b|Traceback \(most recent call last\)")
 PATIENCE = 60.0
+PROCESSES = "cat /proc/[0-9]*/cmdline | tr '\\0' ' '"
 
 
 @pytest.fixture
@@ -121,6 +124,15 @@ def told(host: Machine, since: str) -> list[str]:
 def test_the_unit_has_nothing_that_systemd_complains_of(host: Machine) -> None:
     assert host.run("systemd-analyze", "verify", f"/etc/systemd/system/{UNIT}.service") == ""
     assert host.shown(UNIT, "LoadState") == "loaded"
+
+
+def test_the_commands_of_the_readme_start_the_service(host: Machine) -> None:
+    host.put(CONFIG, SETTINGS)
+    said = host.run("bash", "-eu", "-c", START)
+    assert f"{CONFIG}: ok" in said
+    assert "chatglm on gpu-host" in said
+    assert host.shown(UNIT, "UnitFileState") == "enabled"
+    until_green(host)
 
 
 def test_the_unit_is_active_only_when_the_daemon_has_asked_every_instance(served: Machine) -> None:
@@ -297,3 +309,16 @@ def test_a_host_that_boots_serves_again_by_itself(served: Machine) -> None:
     with users(served) as seen:
         until(lambda: all(i["qps"] for i in served.document("status")["instances"]), "answers of both")
     assert seen.failures == [], str(seen)
+
+
+def test_the_commands_of_the_readme_remove_it_without_a_trace(served: Machine) -> None:
+    assert "keeper.py" in served.run("bash", "-c", PROCESSES)
+    served.run("bash", "-eu", "-c", REMOVE)
+    assert served.shown(UNIT, "LoadState") == "not-found"
+    elsewhere = ["-not", "-path", "/srv/*", "-not", "-path", "/root/.cache/pip/*"]  # the checkout, and pip's cache
+    assert served.run("find", "/", "-xdev", *elsewhere, "-name", "*chatglm*") == ""
+    running = served.run("bash", "-c", PROCESSES)
+    assert "chatglm" not in running
+    assert "nginx: master" in running
+    assert "test is successful" in served.run("nginx", "-t")
+    install(served)
