@@ -20,6 +20,7 @@ from hasupervisor.drill.order import OF_AN_INSTANCE, SPIKE_TIMES, Fault, Order
 from hasupervisor.drill.sheet import FAILED, RUNNING, Sheet
 from hasupervisor.drill.shelf import Shelf
 from hasupervisor.model import Address, Judged, Note
+from hasupervisor.observe.window import SPAN
 from hasupervisor.report.desk import Declined, DrillAsked, DrillPlan, NoSuch, Refused, Unavailable, no_such_instance
 from hasupervisor.report.snapshot import Snapshot
 from hasupervisor.runtimes import process_records
@@ -86,6 +87,8 @@ class Drills:
         self._begun = asyncio.Event()
         self._running: Sheet | None = None
         self._settled: set[str] = set()  # drills whose end is in the history
+        self._last_end = 0.0  # Unix seconds
+        self._users_qps = 0.0  # requests a second, as they were without a drill
 
     @property
     def running(self) -> Sheet | None:
@@ -131,13 +134,15 @@ class Drills:
             words = "nginx.mode is off: a drill sends its load through the gateway, and there is none"
             raise Refused(words, "chatglm-hactl config show")
         target = _target(fault, asked.name, snapshot)
+        if snapshot.now_wall - self._last_end >= SPAN:  # else they are partly another drill's
+            self._users_qps = snapshot.traffic.qps
         order = Order(
             id="",
             fault=fault,
             name=target.record.name if target is not None else None,
             by="",
             rate=asked.rate,
-            spike_rate=SPIKE_TIMES * max(asked.rate, snapshot.traffic.qps),
+            spike_rate=SPIKE_TIMES * max(asked.rate, self._users_qps),
             seconds=asked.seconds if asked.seconds is not None else safety.seconds(fault, settings.hang_after),
             patience=settings.patience,
             limit=settings.limit,
@@ -156,7 +161,7 @@ class Drills:
             order = replace(order, target=aim.at_instance(target, in_container=settings.in_containers))
         if fault is Fault.SICK and target is not None:
             order = replace(order, address=await _hooked(target))
-        around = safety.Around(settings.nginx.mode, self._supervised)
+        around = safety.Around(settings.nginx.mode, self._supervised, self._users_qps)
         pid = order.target.pid if order.target is not None else None
         return order, DrillPlan(
             fault=fault.value,
@@ -241,6 +246,7 @@ class Drills:
                     await self._shelf.write(replace(latest, noted=True))
                     await self._shelf.prune()
                 self._settled.add(latest.id)
+                self._last_end = max(self._last_end, latest.ended or 0.0)
             self._running = running
 
     async def _clear_up(self, dead: Sheet) -> Sheet:

@@ -33,6 +33,7 @@ class Around:
 
     nginx_mode: str  # system | own
     supervised: bool  # somebody starts the daemon again when it ends
+    users_qps: float  # requests a second, without those of drills
 
 
 def seconds(fault: Fault, hang_after: float) -> float:
@@ -55,8 +56,8 @@ def objections(fault: Fault, target: Judged | None, snapshot: Snapshot, around: 
         found.append("nobody is seen who would start the daemon again: no systemd, as it was started by hand")
     if fault is Fault.GATEWAY and around.nginx_mode == "system":
         found.append("nginx is the system's: its master is started again by whoever runs it, or by nobody")
-    if fault is Fault.SPIKE and snapshot.traffic.qps >= USERS_QPS:
-        found.append(f"users send {snapshot.traffic.qps:.1f} requests a second, and would wait behind the spike")
+    if fault is Fault.SPIKE and around.users_qps >= USERS_QPS:
+        found.append(f"users send {around.users_qps:.1f} requests a second, and would wait behind the spike")
     return tuple(found)
 
 

@@ -82,6 +82,7 @@ class Daemon:
             {
                 "service": {"runtime": "process", "instances": 2, "min": 1, "max": 6},
                 "gpu": {"mode": "off"},
+                "autoscale": {"enabled": False},  # a test says itself when its idle instances may go
                 "nginx": {"mode": "own", "listen": f"127.0.0.1:{ports[0]}", "dir": str(self.nginx)},
                 "control": {"socket": str(self.socket), "group": ""},
                 "http": {"listen": f"127.0.0.1:{ports[2]}"},
@@ -107,12 +108,17 @@ class Daemon:
         assert self._process is not None, "the daemon does not run"
         return self._process.pid
 
-    def start(self, *arguments: str) -> None:
-        """Starts it and waits until it answers on its socket."""
+    def start(self, *arguments: str, env: Mapping[str, str] | None = None) -> None:
+        """Starts it, with more in its environment, and waits until it answers on its socket."""
         command = [str(BIN / "chatglm-had"), "--config", str(self.config_file), *arguments]
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment(), start_new_session=True
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env={**environment(), **(env or {})},
+                start_new_session=True,
             )
         deadline = time.monotonic() + START_S
         while self.ask() is None:
