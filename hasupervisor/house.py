@@ -248,7 +248,11 @@ class House:
             self._loop.wake()
 
     def _instances_changed(self) -> None:
-        self._traffic.follow(self._instances.view().facts)
+        facts = self._instances.view().facts
+        self._traffic.follow(facts)
+        for fact in facts:
+            if self._routed.get(fact.address) == "":  # routed by an earlier daemon, which knew its name
+                self._routed[fact.address] = fact.name
         if self._loop is not None:
             self._loop.strangers(self._instances.strangers())
             self._loop.wake()
