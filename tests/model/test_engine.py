@@ -284,17 +284,32 @@ def test_rows_are_tried_again_some_steps_after_memory_ran_out(embedded: LoadedMo
 
 def test_a_row_with_numbers_that_are_not_finite_fails_and_its_neighbours_do_not(embedded: LoadedModel) -> None:
     model, meddler = meddled(embedded)
+    entered, all_submitted = threading.Event(), threading.Event()
 
-    def poison_the_first(logits: Tensor) -> Tensor:
+    def wait_for_the_others(_: Sequence[object]) -> None:
+        entered.set()
+        assert all_submitted.wait(30)
+
+    def poison_the_first_of_three(logits: Tensor) -> Tensor:
         if len(logits) == 3:
             logits[0] = float("nan")
+            meddler.after = lambda logits: logits
         return logits
 
-    meddler.after = poison_the_first
+    meddler.before_add = wait_for_the_others
+    meddler.after = poison_the_first_of_three
+    request = Request(prompt(model, "ping"), 9, GREEDY)
     with driving(model) as driven:
-        answers = driven.answers([Request(prompt(model, "ping"), 9, GREEDY)] * 3)
-    assert [type(answer) for answer in answers] == [Failed, Finished, Finished]
-    assert answers[0].why is Why.NOT_FINITE  # type: ignore[union-attr]
+        # While the first is held in its prefill three more arrive, so that those three begin together.
+        answers = [driven.ask(request)]
+        assert entered.wait(30)
+        answers += [driven.ask(request) for _ in range(3)]
+        all_submitted.set()
+        ends = [answer.end() for answer in answers]
+    kinds = [type(end) for end in ends]
+    assert kinds.count(Failed) == 1, kinds
+    assert [end.why for end in ends if isinstance(end, Failed)] == [Why.NOT_FINITE]
+    assert [end for end in ends if isinstance(end, Finished)] == [PONG] * 3
 
 
 def test_a_fault_of_the_servers_own_fails_what_ran_and_nothing_after(

@@ -82,7 +82,7 @@ def test_sigterm_on_an_idle_server_exits_0(start_server: StartServer) -> None:
 def test_draining_refuses_new_work_and_finishes_what_it_took(start_server: StartServer) -> None:
     server = start_server(MAX_BATCH="1")
     with ThreadPoolExecutor() as pool:
-        running = pool.submit(server.chat, "讲个故事", max_tokens=1500, ignore_eos=True)
+        running = pool.submit(server.chat, "讲个故事", max_tokens=3000, ignore_eos=True)
         wait_for(lambda: server.progress()["in_flight"] == 1, "the request to run")
         waiting = pool.submit(server.ask)
         wait_for(lambda: server.progress()["queued"] == 1, "the second request to wait")
@@ -96,7 +96,7 @@ def test_draining_refuses_new_work_and_finishes_what_it_took(start_server: Start
         openai_refused = server.chat()
         assert openai_refused.status_code == 503
         assert openai_refused.json()["error"]["code"] == "draining"
-        assert running.result().json()["usage"]["completion_tokens"] == 1500
+        assert running.result().json()["usage"]["completion_tokens"] == 3000
         assert waiting.result().json()["response"].startswith("你好！")
     assert server.wait(10) == 0
 

@@ -68,7 +68,7 @@ def test_nobody_is_let_in_to_wait_longer_than_may_be_waited() -> None:
 def test_ten_requests_on_two_slots_and_two_places_are_four_answers_and_six_refusals(start_server: StartServer) -> None:
     server = start_server(MAX_BATCH="2", MAX_QUEUE="2")
     with ThreadPoolExecutor(10) as pool:
-        asked = [pool.submit(server.chat, "讲个故事", ignore_eos=True, max_tokens=1500) for _ in range(10)]
+        asked = [pool.submit(server.chat, "讲个故事", ignore_eos=True, max_tokens=2000) for _ in range(10)]
         answers = [each.result() for each in asked]
     assert Counter(answer.status_code for answer in answers) == {200: 4, 503: 6}
     for refused in (answer for answer in answers if answer.status_code == 503):
