@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import atexit
 import json
 import logging
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -101,10 +102,10 @@ def _backend(
 ) -> LoadedModel:
     try:
         if config.get("model_type") == "chatglm":
-            _give_code_a_place()
-            from model_api.backends import chatglm
+            with _place_for_code():
+                from model_api.backends import chatglm
 
-            return chatglm.load(directory, config, dtype, device, bits)
+                return chatglm.load(directory, config, dtype, device, bits)
         from model_api.backends import native
 
         return native.load(directory, config, dtype, device, bits)
@@ -115,15 +116,22 @@ def _backend(
         raise LoadError(f"cannot load {directory}: {type(error).__name__}: {error}") from error
 
 
-def _give_code_a_place() -> None:
-    """A directory of this process alone for the code that transformers copies out of the model's directory.
+@contextmanager
+def _place_for_code() -> Iterator[None]:
+    """A directory of this load alone for the code that transformers copies out of the model's directory.
 
-    Read when transformers is imported. The default is one shared cache, where two starting servers would race.
+    Read when transformers is imported. The default is one shared cache, where two starting servers would race. Once
+    imported the copies are of no use, and this process may not live to clean up at its end.
     """
-    if "HF_MODULES_CACHE" not in os.environ:
-        place = tempfile.TemporaryDirectory(prefix="model-api-code-", ignore_cleanup_errors=True)
-        atexit.register(place.cleanup)
-        os.environ["HF_MODULES_CACHE"] = place.name
+    if "HF_MODULES_CACHE" in os.environ:
+        yield
+        return
+    with tempfile.TemporaryDirectory(prefix="model-api-code-", ignore_cleanup_errors=True) as place:
+        os.environ["HF_MODULES_CACHE"] = place
+        try:
+            yield
+        finally:
+            del os.environ["HF_MODULES_CACHE"]
 
 
 def _use_cores(model: LoadedModel) -> None:
