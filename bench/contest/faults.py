@@ -122,8 +122,11 @@ async def cut_streams(scene: Scene) -> None:
 
 def all_faults() -> dict[str, Fault]:
     """Every fault by its name, in the order in which they are made."""
-    opaque, narrow = {"health": "opaque"}, {"slots": 4, "at_once": 8}
+    opaque = {"health": "opaque"}
+    narrow = {"slots": 4, "at_once": 8}
     behind = {"slots": 4, "health": "inference"}
+    # 32 wait 2.4 s for their turn, longer than chatglm-ha's and HAProxy's checks wait for an answer.
+    deep = {**behind, "at_once": 32}
     faults = [
         Fault("kill", "one of two is killed", kill_one, 20.0, 6.0),
         Fault("kill-all", "both are killed at once", kill_all, 20.0, 8.0),
@@ -133,8 +136,9 @@ def all_faults() -> dict[str, Fault]:
         Fault("sick", "one answers users 500, its /health is fine", sick, 45.0, 8.0),
         Fault("blind", "every GET /health fails for 15 s", blind, 25.0, 20.0),
         Fault("stream", "killed in mid-stream", cut_streams, 12.0, 8.0),
-        Fault("spike", "3 x capacity", overloaded, 60.0, 15.0, narrow, overload=3.0),
-        Fault("spike-queue", "the same; /health is a prompt behind the queue", overloaded, 60.0, 15.0, behind, 3.0),
+        Fault("spike", "3 x capacity", overloaded, 60.0, 15.0, narrow, 3.0),
+        Fault("spike-queue", "the same; /health is a prompt behind the queue", overloaded, 60.0, 15.0, deep, 3.0),
+        Fault("spike-bare", "the same, and no gateway has a limit", overloaded, 60.0, 15.0, behind, 3.0),
         Fault("storm", "kills, hangs, drains, reloads, twice nobody alive", storm, 40.0, 40.0, repeats=3),
     ]
     return {fault.name: fault for fault in faults}

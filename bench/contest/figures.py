@@ -70,8 +70,10 @@ def _span(bad: Sequence[Outcome]) -> float:
     return max(at) - min(at) if at else 0.0
 
 
-def answered_twice(ledger: Ledger) -> int:
-    return sum(times > 1 for times in ledger.answered().values())
+def answered_twice(ledger: Ledger, load: Load) -> int:
+    """Requests of the load that instances answered more than once; a supervisor's own prompts do not count."""
+    times = ledger.answered()
+    return sum(times[one.number] > 1 for one in load.outcomes)
 
 
 def of_streams(streams: Sequence[Stream], killed: str) -> dict[str, int]:

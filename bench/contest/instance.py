@@ -31,6 +31,10 @@ class Instance(Server):
         await asyncio.sleep(self._warm_s)
         await super().run()
 
+    async def listen(self) -> None:
+        await super().listen()
+        self._write("listens")
+
     async def health(self, writer: asyncio.StreamWriter, keep: bool) -> None:
         if self.health_form == "inference":
             if self.mode.name == "err":

@@ -33,6 +33,11 @@ class Ledger:
         """The process that runs now on each port that has one."""
         return {life.port: life for life in self.lives() if is_alive(life.pid)}
 
+    def listening(self) -> dict[int, Life]:
+        """Those of the living who have loaded and accept connections."""
+        ready = {line["pid"] for line in self._lines() if line["what"] == "listens"}
+        return {port: life for port, life in self.living().items() if life.pid in ready}
+
     def answered(self) -> Counter[str]:
         """How often each request was answered, by its number."""
         return Counter(line["request"] for line in self._lines() if line["what"] == "answered")

@@ -62,7 +62,7 @@ async def _perform(
         of_capacity=in_time / (stand.capacity * seconds) if fault.overload else None,
         restarts=ledger.restarts(),
         healthy_restarts=len(ledger.healthy_ended()),
-        twice=answered_twice(ledger),
+        twice=answered_twice(ledger, load),
         said=scene.said,
         streams=of_streams(scene.streams, scene.said.get("killed", "")),
         load_average=os.getloadavg()[0],

@@ -9,10 +9,12 @@ from dataclasses import dataclass
 from bench.contest.ledger import Life
 from bench.contest.scene import Scene
 
-STEP_S = 2.5
 HANG_S = 6.0  # then SIGCONT: also who fences nobody gets its instance back
 DRAIN_S = 3.0
-CALM_S = 8.0  # after a moment with nobody alive
+CALM_S = 8.0  # after the last gust: what waits is answered within the storm's own load
+
+GUSTS = ("kill",) * 5 + ("hang",) * 2 + ("drain",) + ("reload",) * 6
+"""What happens beside the two moments with nobody alive, in an order that the seed gives."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,20 +27,16 @@ class Gust:
 
 
 def schedule(chance: random.Random, seconds: float) -> list[Gust]:
-    """The same for the same seed: every 2.5 s something, and all instances are killed at a third and at two thirds."""
-    gusts: list[Gust] = []
-    at = 0.0
-    deadly = [seconds * chance.uniform(0.28, 0.38), seconds * chance.uniform(0.6, 0.7)]
-    while at < seconds - CALM_S:
-        if deadly and at >= deadly[0]:
-            deadly.pop(0)
-            gusts.append(Gust(at, "kill-all", 0))
-            at += CALM_S
-            continue
-        what = chance.choices(("kill", "hang", "drain", "reload"), (4, 2, 1, 3))[0]
-        gusts.append(Gust(at, what, chance.randrange(2)))
-        at += STEP_S * chance.uniform(0.8, 1.2)
-    return gusts
+    """The same for the same seed: GUSTS shuffled, and everybody killed after a third and after two thirds of them."""
+    names = chance.sample(GUSTS, len(GUSTS))
+    third = round(len(names) / 3)
+    names[third:third] = ["kill-all"]
+    names[2 * third + 1 : 2 * third + 1] = ["kill-all"]
+    step = (seconds - CALM_S) / len(names)
+    return [
+        Gust(step * (number + chance.uniform(-0.3, 0.3)) if number else 0.0, what, chance.randrange(2))
+        for number, what in enumerate(names)
+    ]
 
 
 async def storm(scene: Scene) -> None:
@@ -53,7 +51,7 @@ async def storm(scene: Scene) -> None:
 
 
 async def _blow(scene: Scene, gust: Gust, later: asyncio.TaskGroup) -> None:
-    living = scene.ledger.living()
+    living = scene.ledger.listening()
     life = living.get(scene.stand.instances[gust.which])
     match gust.what:
         case "kill-all":
