@@ -61,7 +61,7 @@ def main() -> None:
     try:
         child, record = begin(spec)
     except OSError as error:
-        _report(writing, {"error": f"{error.strerror}: {error.filename or spec['command'][0]}"})
+        _report(writing, {"error": f"{error.strerror}: {error.filename or spec['run_file']}"})
         return
     _report(writing, {"pid": record["pid"], "start": record["start"]})
     keep(child, spec, record)

@@ -137,7 +137,7 @@ class ProcessRuntime:
             raise LaunchFailed(str(e)) from e
         answer = await _ask_keeper(launch.name, spec)
         if "error" in answer:
-            raise LaunchFailed(f"cannot run {spec['command'][0]}: {answer['error']}; chatglm-hactl config show")  # type: ignore[index]
+            raise LaunchFailed(_why_not(settings, launch, str(answer["error"])))
         self._deaths.tell(launch.name)
         return f"{answer['pid']}@{answer['start']}"
 
@@ -273,6 +273,14 @@ def environment(settings: ProcessSettings, launch: Launch) -> dict[str, str]:
     own = {"PYTHONUNBUFFERED": "1", **settings.env, "HOST": settings.bind, "PORT": str(launch.port)}
     gpus = {"CUDA_VISIBLE_DEVICES": ",".join(launch.gpus)} if launch.gpus else {}
     return {**inherited, **own, **gpus}
+
+
+def _why_not(settings: ProcessSettings, launch: Launch, error: str) -> str:
+    """Why a keeper could not start it, from its "reason: what": the program, or a file of ours."""
+    program = _filled_in(settings.command[0], launch)
+    if error.endswith(f": {program}"):
+        return f"cannot run {program}: {error}; chatglm-hactl config show"
+    return f"cannot write down its start: {error}; df -h {settings.run_dir} {settings.log_dir}"
 
 
 def _filled_in(word: str, launch: Launch) -> str:
