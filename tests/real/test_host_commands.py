@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from hasupervisor.act.nginx import process
 from tests.real.daemon import BIN, PATIENT, Daemon, Document, as_processes, daemon, one, run
 from tests.real.pressure import pressure
 
@@ -121,17 +122,18 @@ def test_a_restart_of_all_goes_one_after_another_and_costs_no_request(host: Daem
 
 
 def test_an_nginx_whose_master_is_killed_is_started_again(host: Daemon) -> None:
-    master = int((host.nginx / "nginx.pid").read_text())
+    pid_file = host.nginx / "nginx.pid"
+    master = process.read_pid(pid_file)
+    assert master is not None
     with pressure(host.gateway) as load:
         os.kill(master, signal.SIGKILL)
-        host.wait_for(
-            lambda status: status["nginx"]["ok"] and (host.nginx / "nginx.pid").read_text() != f"{master}\n",
-            "another master",
-        )
+        host.wait_for(lambda _: process.read_pid(pid_file) not in (None, master), "another master")
+        host.wait_until_green()
         load.wait_for_more(0.5)
-    host.wait_until_green()
     assert host.post().status_code == 200
-    print(f"nginx's master killed: {len(load.result.failures)} failed: {load.result.failures}")
+    # Its workers serve on, but hold the port: a new master has to wait until they have let go, some 50 ms.
+    assert {failure.outcome for failure in load.result.failures} <= {"refused"}
+    assert len(load.result.failures) < 10
 
 
 # --- what happened ----------------------------------------------------------------------------------------------------
