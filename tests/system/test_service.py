@@ -31,7 +31,6 @@ command = ["/bin/sh", "-c", "exec python3 {STANDIN}/server.py instance-$PORT"]
 
 [health]
 interval = 0.5
-timeout = 1.0
 """
 OWN = '[nginx]\nmode = "own"\nlisten = "9090"\ndir = "/var/lib/chatglm-ha/own-nginx"\n'
 RATE = 20.0  # requests a second, each 0.05 s of work
