@@ -15,6 +15,8 @@ ANSWER_LIMIT = 1024 * 1024  # bytes: a model may be talkative
 LOOK = 0.25  # seconds between looks whether users' work has come while a prompt is out
 NO_SUCH_THING = frozenset({404, 405})
 OVERLOADED = frozenset({429, 503})
+LOCKED = frozenset({401, 403})
+"""It wants an API key, which the supervisor has not: the server answers, and whether the model does cannot be asked."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +33,7 @@ class Prompter:
     def __init__(self, dialect: Dialect) -> None:
         self._dialect = dialect
         self._model: str | None = None  # None: not asked yet
+        self.is_locked = False  # the last prompt was turned away for want of a key
 
     async def ask(self, address: Address, prompt: str, timeout: float, busy: Callable[[], bool]) -> Prompted:
         """Prompts, within `timeout` seconds for everything. `busy` tells whether users' work is in flight.
@@ -60,6 +63,9 @@ class Prompter:
                 answer = await exchange(address, question, max(0.001, deadline - loop.time()), ANSWER_LIMIT)
                 if answer.status in NO_SUCH_THING and self._dialect is Dialect.AUTO:
                     continue
+                self.is_locked = answer.status in LOCKED
+                if self.is_locked:
+                    return "", False
                 fault = prompt_fault(dialect, answer)
                 if not fault:
                     self._dialect = dialect

@@ -75,6 +75,7 @@ class Watch:
         self._usual = 0.0  # seconds that the last answer took
         self._counter: float | None = None
         self._counter_missing = False
+        self._told_locked = False
 
     def ask(self) -> None:
         """A prompt is wanted as soon as the instance answers its health questions, idle or not."""
@@ -234,6 +235,13 @@ class Watch:
         except NotAsked as why:
             self._around.discarded(self.name, str(why))
             return
+        if self._prompter.is_locked and not self._told_locked:
+            self._told_locked = True
+            log.warning(
+                f"{self.name} wants an API key for a prompt, so only its {settings.path} is asked; let the instances "
+                "run without a key behind the gateway, and check keys there",
+                subject=self.name,
+            )
         if not ended.excused:
             self._now(evidence.prompted(self.view, ended.fault, self._around.clock()))
 

@@ -7,6 +7,8 @@ import json
 import time
 from dataclasses import replace
 
+import structlog.testing
+
 from hasupervisor.model import Said
 from hasupervisor.observe.answers import Dialect
 from tests.observe.servers import Handler, answering, http, serving
@@ -220,6 +222,16 @@ async def test_a_server_that_knows_no_prompt_at_all_is_told_so() -> None:
     async with serving(Model().handler) as address, watching([running(address)]) as watched:
         view = await watched.until(lambda v: v.prompt_failures)
         assert view.prompt_error == f"{address} takes neither POST / nor POST /v1/chat/completions"
+
+
+async def test_a_server_that_wants_a_key_is_believed_its_health_and_that_is_said_once() -> None:
+    model = Model(chatglm=(401, {"error": {"message": "a key is needed"}}))
+    with structlog.testing.capture_logs() as lines:
+        async with serving(model.handler) as address, watching([running(address)], OFTEN) as watched:
+            view = await watched.until(lambda v: v.prompt_ok)
+            await eventually(lambda: len(model.prompts) >= 3)
+    assert view.prompt_failures == 0
+    assert len([line for line in lines if "wants an API key" in line["event"]]) == 1
 
 
 async def test_health_is_asked_on_while_a_prompt_is_out() -> None:
