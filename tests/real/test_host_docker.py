@@ -184,6 +184,27 @@ def test_a_frozen_dockerd_costs_nobody_anything_and_status_says_so(host: Daemon,
     assert lives(after) == lives(before)
 
 
+def test_an_instance_that_dies_while_dockerd_is_frozen_is_out_at_once_and_healed_afterwards(
+    host: Daemon, engine: Engine
+) -> None:
+    victim = host.status()["instances"][1]
+    with pressure(host.gateway) as load:
+        with engine.frozen():
+            killed = time.monotonic()
+            os.kill(victim["pid"], signal.SIGKILL)
+            host.wait_for(lambda status: not one(status, victim["name"])["routed"], "out of the upstream")
+            out = time.monotonic() - killed
+            host.wait_for(lambda status: status["stale"], "says that dockerd is silent")
+            held = host.instance(victim["name"])
+            load.wait_for_more(0.5)
+        host.wait_for(is_serving_anew(victim["name"], victim["restarts"]), "serves anew")
+    print(f"out of the gateway {out:.2f} s after its death, without dockerd")
+    assert load.result.failures == []
+    assert out < 1.0
+    assert "waits: cannot reach dockerd" in held["reason"]
+    assert one(host.wait_until_green(), victim["name"])["last_failure"]["reason"] == "killed by signal 9"
+
+
 @pytest.mark.parametrize("graceful", [True, False], ids=["SIGTERM", "SIGKILL"])
 def test_a_restart_of_dockerd_restarts_nobody(host: Daemon, engine: Engine, graceful: bool) -> None:
     before, upstream = host.status(), host.upstream()
