@@ -10,9 +10,9 @@ import click
 import pytest
 
 from hasupervisor import config
-from hasupervisor.config.keys import value_of
+from hasupervisor.config.keys import all_keys, is_used, value_of
 from hasupervisor.config.schema import Config
-from hasupervisor.ctl.main import cli
+from hasupervisor.ctl.main import COMMANDS, cli
 from hasupervisor.daemon import _parser
 from tests.checkout import ROOT
 from tests.docs.pages import Page, pages
@@ -23,6 +23,7 @@ HAND_WRITTEN = [page for page in PAGES if page.path.name != "hactl.md"]  # that 
 ENDS = re.compile(r"\s(?:#|&&|>|2>|->)|[`,;|)]|\s{2,}\S")  # what is not of the command any more
 PLACEHOLDERS = {"N": "3", "S": "60", "ID": "op-1", "NAME": "chatglm-01", "FILE": "config.toml", "…": "x"}
 KEY = re.compile(r"([a-z]+)\.([a-z_]+)(?![a-z_…])")
+PROJECT_FILE = re.compile(r"(?:tests|hasupervisor|docs|config|bench|systemd|tools|model_api)/[\w./*-]*\.\w+")
 FILES = ("py", "md", "conf", "toml", "j2", "sock", "service", "io", "socket", "pid", "log", "db", "json", "cfg")
 
 
@@ -101,6 +102,15 @@ def test_every_link_leads_somewhere(page: Page) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=str)
+def test_every_file_that_a_page_names_is_there(page: Page) -> None:
+    files = [span for span in page.spans if PROJECT_FILE.fullmatch(span)]
+    tests = [span for span in page.spans if re.fullmatch(r"test_\w+\*?\.py", span)]
+    wrong = [name for name in files if not any(ROOT.glob(name.rstrip("/")))]
+    wrong += [name for name in tests if not any(ROOT.glob(f"tests/*/{name}"))]
+    assert not wrong
+
+
+@pytest.mark.parametrize("page", PAGES, ids=str)
 def test_every_configuration_on_a_page_is_valid(page: Page, tmp_path: Path) -> None:
     for number, (language, content) in enumerate(page.blocks):
         if language == "toml":
@@ -125,3 +135,13 @@ def test_both_readmes_have_the_same_commands_and_the_same_runbook() -> None:
     assert commands(english) == commands(chinese)
     for program in ("chatglm-hactl", "chatglm-had", "systemctl"):
         assert command_lines(english, program) == command_lines(chinese, program)
+
+
+@pytest.mark.parametrize("name", ["README.md", "README.zh-CN.md"])
+def test_what_a_readme_calls_missing_is_missing(name: str) -> None:
+    limits = Page(ROOT / name, (ROOT / name).read_text().rpartition("\n## ")[2])
+    promised = {"upgrade", "rollback", "gpu", "drill", "doctor", "top"}
+    assert promised.intersection(limits.spans) == promised - set(COMMANDS), f"bring the limits in {name} up to date"
+    sections = {span.strip("[]") for span in limits.spans if re.fullmatch(r"\[[a-z]+\]", span)}
+    used = {key.partition(".")[0] for key in all_keys() if is_used(key)}
+    assert sections == set(Config.model_fields) - used, f"bring the limits in {name} up to date"
