@@ -81,11 +81,16 @@ def instance(judged: Judged, snapshot: Snapshot) -> Document:
 
 
 def is_routed(judged: Judged, snapshot: Snapshot) -> bool:
-    """Whether nginx is proven to send it requests; without nginx the decision is the fact."""
-    gateway = snapshot.gateway
+    """Whether it gets requests: not before that is proven, and until it is proven that it gets none any more.
+
+    Without nginx the decision is the fact.
+    """
+    gateway, wanted = snapshot.gateway, judged.record.in_rotation
     if gateway.off:
-        return judged.record.in_rotation
-    return judged.fact is not None and judged.fact.address in gateway.live - gateway.joining
+        return wanted
+    return judged.fact is not None and judged.fact.address in (
+        gateway.live - gateway.joining if wanted else gateway.live
+    )
 
 
 def retry_in(record: Record, snapshot: Snapshot) -> float | None:

@@ -128,8 +128,9 @@ def test_routed_is_what_the_live_generation_says_and_without_nginx_the_decision(
     assert not document.is_routed(SERVING, elsewhere)
     assert not document.is_routed(SERVING, NGINX_OFF)
     joining = replace(SNAPSHOT, gateway=replace(SNAPSHOT.gateway, joining=SNAPSHOT.gateway.live))
-    assert not document.is_routed(SERVING, joining), "not every worker is proven to know it"
     wanted = replace(SERVING, record=replace(SERVING.record, in_rotation=True))
+    assert not document.is_routed(wanted, joining), "not every worker is proven to know it"
+    assert document.is_routed(SERVING, joining), "it leaves, and not every worker is proven to have let go of it"
     assert document.is_routed(wanted, NGINX_OFF)
     assert not document.is_routed(wanted, elsewhere), "the wish alone sends nobody there"
 
