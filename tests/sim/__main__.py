@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections import Counter
 
-from tests.sim.run import Result, run_seed, run_seeds
+from tests.sim.run import Result, first_violation, run_seed, run_seeds
 
 
 def main() -> int:
@@ -15,7 +15,12 @@ def main() -> int:
     parser.add_argument("--hours", type=float, default=20.0, help="simulated hours of each seed")
     parser.add_argument("--seeds", type=int, default=1, help="so many seeds, from this one on")
     parser.add_argument("-v", "--verbose", action="store_true", help="tell everything that happens")
+    parser.add_argument("--first", action="store_true", help="end with the first violation")
     options = parser.parse_args()
+    if options.first:
+        found = first_violation(range(options.seed, options.seed + options.seeds), options.hours)
+        print(found.violation if found is not None else "no violation")
+        return 1 if found is not None else 0
     if options.seeds == 1:
         results = [run_seed(options.seed, options.hours, verbose=options.verbose)]
     else:

@@ -177,6 +177,15 @@ def healing_disturbs_one_at_a_time(m: Moment, s: Step) -> Iterator[str]:
         yield f"{s.name} could serve and was given {s.kind} while {', '.join(sorted(others))} was still out ({s.why})"
 
 
+@step("2: a restart of all takes one after the other")
+def a_restart_of_all_goes_one_by_one(m: Moment, s: Step) -> Iterator[str]:
+    if s.kind is not StepKind.STOP or m.ledger.cause(m.daemon, s) is not Cause.RESTART:
+        return
+    leaving = {r.name for r in m.daemon.loop.records().values() if r.leaving and r.leaving.cause is Cause.RESTART}
+    if len(leaving) > 1:
+        yield f"{', '.join(sorted(leaving))} are restarted at the same time"
+
+
 @step("4: many turning bad at once is one cause outside them: one is tried, the others are held")
 def a_common_cause_is_held(m: Moment, s: Step) -> Iterator[str]:
     life = _disturbed(m, s)

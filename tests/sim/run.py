@@ -7,6 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import partial
 
 from hasupervisor.model import Plan, Step
 from tests.sim.host import Daemon, Host, Watch
@@ -89,6 +90,9 @@ def run_seed(seed: int, hours: float, *, verbose: bool = False) -> Result:
         schedule.run(hours)
     except Violation as error:
         violation = str(error)
+    except Exception as error:  # a defect of decisions shows as any exception: it is told with its seed
+        last = "\n".join(host.events)
+        violation = f"{last}\n\nseed {seed}, t = {host.engine.now:.3f}: a cycle failed\n  {error!r}"
     fate = host.users.fate
     return Result(
         seed=seed,
@@ -102,6 +106,13 @@ def run_seed(seed: int, hours: float, *, verbose: bool = False) -> Result:
         seconds=time.process_time() - began,
         violation=violation,
     )
+
+
+def first_violation(seeds: Iterable[int], hours: float, processes: int = 2) -> Result | None:
+    """The first violation that is found over the cores, and nothing after it; None: there is none."""
+    with multiprocessing.get_context("fork").Pool(processes) as pool:
+        runs = pool.imap_unordered(partial(run_seed, hours=hours), seeds, chunksize=1)
+        return next((result for result in runs if result.violation is not None), None)
 
 
 def run_seeds(seeds: Iterable[int], hours: float, processes: int = 2) -> list[Result]:

@@ -1,0 +1,139 @@
+"""Deliberate defects of the pure decisions: small edits of their source, each of which the simulator has to find."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Mutant:
+    """`old` stands once in `hasupervisor/decide/<file>` and is replaced by `new`."""
+
+    name: str  # what the defect does, as a sentence
+    file: str
+    old: str
+    new: str
+
+
+MUTANTS = (
+    Mutant(
+        "an instance is routed before it has answered a prompt",
+        "health.py",
+        'if not case.proven:\n        return _loading(case, "answers; its',
+        'if False:\n        return _loading(case, "answers; its',
+    ),
+    Mutant(
+        "a busy instance that misses probes counts as silent",
+        "health.py",
+        "if ago is not None and ago <= progress_window(traffic, case.policy):",
+        "if False:",
+    ),
+    Mutant(
+        "a frozen instance counts as busy for ever",
+        "health.py",
+        "if ago is not None and ago <= case.policy.interval + case.policy.timeout:",
+        "if ago is not None:",
+    ),
+    Mutant(
+        "a single missed probe makes a sick instance well",
+        "health.py",
+        "return Verdict(last.kind, missed) if last.kind is VerdictKind.SERVING else last",
+        "return Verdict(VerdictKind.SERVING, missed)",
+    ),
+    Mutant(
+        "a successful start resets the count of failures",
+        "repair.py",
+        "retry_at=None, parked_at=None)\n    why = ",
+        "retry_at=None, parked_at=None, failures=())\n    why = ",
+    ),
+    Mutant(
+        "retries do not back off",
+        "repair.py",
+        "gate.policy.backoff * 2.0 ** (count - 1)",
+        "gate.policy.backoff",
+    ),
+    Mutant(
+        "a failing instance is never parked",
+        "repair.py",
+        "parked = count >= gate.policy.attempts",
+        "parked = False",
+    ),
+    Mutant(
+        "a life that could not be ended at once is counted as two failures",
+        "repair.py",
+        "if ended is not None and ended == record.ended:",
+        "if False:",
+    ),
+    Mutant(
+        "healing goes on while a person has paused the service",
+        "repair.py",
+        "held = gate.asleep or gate.paused or gate.no_disturbance",
+        "held = gate.asleep or gate.no_disturbance",
+    ),
+    Mutant(
+        "an instance that was drained by hand is started again",
+        "repair.py",
+        "    if gate.drained:\n",
+        "    if False:\n",
+    ),
+    Mutant(
+        "an instance is stopped while requests are in flight",
+        "repair.py",
+        "quiet=gate.unrouted and known and in_flight == 0",
+        "quiet=gate.unrouted",
+    ),
+    Mutant(
+        "an instance is stopped before nginx has let go of it",
+        "repair.py",
+        "quiet=gate.unrouted and known and in_flight == 0",
+        "quiet=known and in_flight == 0",
+    ),
+    Mutant(
+        "the remains of an ended instance are never cleared away",
+        "repair.py",
+        "    return Turn(record, state, sentence, step)",
+        "    return Turn(record, state, sentence) if step else Turn(record, state, sentence, step)",
+    ),
+    Mutant(
+        "a common cause is never found",
+        "brakes.py",
+        "if not really or len(together) < 2 or 2 * len(together) <= served:",
+        "if True:",
+    ),
+    Mutant(
+        "an instance that ails is restarted while another one is restarted",
+        "brakes.py",
+        "if around.disturbed in (None, name):",
+        "if True:",
+    ),
+    Mutant(
+        "what has just been started is started again, as the list does not show it yet",
+        "plan.py",
+        "return world.runtime.listed_at is None or world.runtime.listed_at <= acted",
+        "return world.runtime.listed_at is None",
+    ),
+    Mutant(
+        "all instances load at the same time",
+        "placement.py",
+        "if not policy.one_at_a_time:",
+        "if True:",
+    ),
+    Mutant(
+        "the start of the daemon forgets what was routed",
+        "plan.py",
+        "routed = fact.address in world.routed_at_start",
+        "routed = False",
+    ),
+    Mutant(
+        "restart --all restarts all at once",
+        "rollout.py",
+        "if record.name != target or",
+        "if record.name not in operation.targets or",
+    ),
+    Mutant(
+        "one instance too many stays when fewer are wanted",
+        "scaling.py",
+        "surplus = len(staying) - world.wants.desired\n",
+        "surplus = len(staying) - world.wants.desired\n    surplus -= surplus > 0\n",
+    ),
+)
