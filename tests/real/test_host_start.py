@@ -51,8 +51,8 @@ MISTAKES = {
     "an unknown key": Mistake("[drain]\ntimeot = 5.0\n", "drain.timeot", "unknown key; did you mean timeout?"),
     "a wrong type": Mistake("[drain]\ntimeout = true\n", "drain.timeout", "expected a number, got true"),
     "a value out of range": Mistake("[drain]\ntimeout = -1.0\n", "drain.timeout", "must be at least 0"),
-    "keys that do not fit": Mistake(
-        "[autoscale]\nsample = 60.0\n", "autoscale.sample", "60.0 is above autoscale.evaluate = 30.0 (the default)"
+    "what cannot work": Mistake(
+        '[docker]\nnetwork = "none"\n', "docker.network", '"none" cannot work, nothing could reach an instance'
     ),
     "not TOML": Mistake("[drain]\ntimeout =\n", "drain.timeout", "not TOML: there is no value after ="),
 }
