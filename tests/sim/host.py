@@ -12,7 +12,20 @@ import structlog
 
 from hasupervisor.loop import PACE, Loop, Parts, Remembered
 from hasupervisor.memory.rows import lasting
-from hasupervisor.model import Address, Note, Operation, Outcome, Phase, Plan, Policy, Record, State, Step, Wants
+from hasupervisor.model import (
+    Address,
+    Note,
+    Operation,
+    Outcome,
+    Phase,
+    Plan,
+    Policy,
+    Record,
+    State,
+    Step,
+    StepKind,
+    Wants,
+)
 from tests.sim.desk import Desk
 from tests.sim.dockerd import Dockerd
 from tests.sim.engine import Engine, Timer
@@ -137,6 +150,8 @@ class Daemon:
 
     def _took(self, outcome: Outcome) -> None:
         self.host.tell(f"{outcome.name}: {outcome.step} {'done' if outcome.ok else outcome.error}")
+        if outcome.step == StepKind.START and outcome.error and not outcome.trouble:
+            self.host.watch.launch_failed(outcome.name)
         self.loop.took(outcome)
         self.wake()
 
@@ -312,6 +327,8 @@ class Watch:
     def cycled(self, daemon: Daemon, plan: Plan) -> None: ...
 
     def stepped(self, daemon: Daemon, step: Step) -> None: ...
+
+    def launch_failed(self, name: str) -> None: ...
 
     def failed(self, request: Request, how: str) -> None: ...
 

@@ -105,11 +105,12 @@ def _seen_bad_within(m: Moment, life: Life | None) -> float | None:
         return LIST_EVERY + p.interval + 1.0
     if life.phase is Phase.PAUSED:
         return LIST_EVERY + p.timeout * 2 + p.interval + _window(m, life) + 1.0
+    silence = p.interval + p.timeout * (1.25 + p.failures) + _window(m, life) + 1.5
     match life.mode:
         case Mode.FROZEN:
-            return p.interval + p.timeout * (1.25 + p.failures) + _window(m, life) + 1.5
+            return silence
         case Mode.SICK:
-            return p.interval + 1.5
+            return p.interval + 1.5 if life.lie is None else p.interval + silence
         case Mode.WEDGED if life.traits.reports and life.users:
             return p.hang_after + p.interval + 1.5
         case _:
@@ -181,7 +182,10 @@ def healing_disturbs_one_at_a_time(m: Moment, s: Step) -> Iterator[str]:
 def a_restart_of_all_goes_one_by_one(m: Moment, s: Step) -> Iterator[str]:
     if s.kind is not StepKind.STOP or m.ledger.cause(m.daemon, s) is not Cause.RESTART:
         return
-    leaving = {r.name for r in m.daemon.loop.records().values() if r.leaving and r.leaving.cause is Cause.RESTART}
+    records = m.daemon.loop.records()
+    command = records[s.name].operation
+    same = [r for r in records.values() if r.operation == command]
+    leaving = {r.name for r in same if r.leaving is not None and r.leaving.cause is Cause.RESTART}
     if len(leaving) > 1:
         yield f"{', '.join(sorted(leaving))} are restarted at the same time"
 
@@ -252,6 +256,11 @@ def retries_back_off(m: Moment, s: Step) -> Iterator[str]:
     if not failed:
         return
     waited = m.now - tries.failures[-1]
+    if tries.needed:
+        due = 0.75 * p.backoff if failed > 1 else 0.0
+        if waited < due - 0.1:
+            yield f"{s.name} is the only one that serves and is started again after {waited:.2f} s, {due:.2f} s are due"
+        return
     if failed >= p.attempts and (p.park_retry <= 0 or waited < p.park_retry - 1.0):
         yield f"{s.name} has failed {failed} times and is started again after {waited:.1f} s"
         return
@@ -346,6 +355,7 @@ def one_loads_at_a_time(m: Moment, s: Step) -> Iterator[str]:
         and not life.stuck
         and not m.ledger.unknown(m.daemon, life)
         and not life.standing
+        and m.now - life.bad_at > LIST_EVERY + 0.5
     ]
     if starting or loading:
         yield f"{s.name} is started while {', '.join(starting + loading)} loads"

@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Hashable
 from dataclasses import dataclass, field
 
-from hasupervisor.model import Cause, OperationKind, OperationState, Step, StepKind
+from hasupervisor.model import Cause, OperationKind, OperationState, Step, StepKind, VerdictKind
 from tests.sim.host import Daemon, Host
 from tests.sim.lives import Life
 
@@ -17,6 +17,7 @@ class Tries:
 
     failures: list[float] = field(default_factory=list)
     served_before: bool = False  # the last of them had answered somebody well
+    needed: bool = False  # and nobody else served when it failed: users wait for it
     served_at: float = float("-inf")  # when one of its lives was last routed and able
 
     def counted(self, now: float, window: float) -> int:
@@ -78,7 +79,7 @@ class Ledger:
         ends = step.kind in (StepKind.STOP, StepKind.KILL)
         if ends and life is not None and life.alive and life.runtime_id == step.runtime_id:
             if self.cause(daemon, step) is Cause.HEAL:
-                self._failed(life)
+                self._failed(daemon, life)
                 if life.able and life.proven and step.kind is StepKind.STOP:
                     self.disturbed.add(step.name)
                 if self.everybody_lied_about_since is not None:
@@ -88,18 +89,18 @@ class Ledger:
     def launch_failed(self, name: str) -> None:
         tries = self.tries[name]
         tries.failures.append(self.host.engine.now)
-        tries.served_before = False
+        tries.served_before = tries.needed = False
 
     def cycled(self, daemon: Daemon) -> None:
         """Before the checks of this cycle."""
         records = daemon.loop.records()
         for life in self.host.dockerd.lives.values():
-            if life.able and life.address in self.host.nginx.live and life.proven:
+            if life.alive and life.address in self.host.nginx.live and life.proven:
                 self.tries[life.name].served_at = self.host.engine.now
             if life.exit_code is not None and life.runtime_id not in self._counted:
                 record = records.get(life.name)
                 if record is not None and record.leaving is None and record.ended == life.runtime_id:
-                    self._failed(life)
+                    self._failed(daemon, life)
                 self._counted.add(life.runtime_id) if record is not None and record.ended == life.runtime_id else None
         for name in [name for name in self.tries if name not in records]:
             del self.tries[name]
@@ -118,13 +119,17 @@ class Ledger:
                 self._operations[name] = record.operation
                 self.tries.pop(name, None)
 
-    def _failed(self, life: Life) -> None:
+    def _failed(self, daemon: Daemon, life: Life) -> None:
         if life.runtime_id in self._counted:
             return
         self._counted.add(life.runtime_id)
         tries = self.tries[life.name]
         tries.failures.append(self.host.engine.now)
         tries.served_before = life.proven
+        plan = daemon.loop.latest
+        others = [j for j in plan.instances if j.record.name != life.name] if plan is not None else []
+        good = (VerdictKind.SERVING, VerdictKind.BUSY)
+        tries.needed = life.proven and not any(j.record.in_rotation and j.verdict.kind in good for j in others)
 
     def _still_out(self, daemon: Daemon, name: str) -> bool:
         record, life = daemon.loop.records().get(name), self.host.dockerd.lives.get(name)

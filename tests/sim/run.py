@@ -50,6 +50,9 @@ class Judge(Watch):
                 self.fault(sentence, wrong)
         self.ledger.stepped(daemon, step)
 
+    def launch_failed(self, name: str) -> None:
+        self.ledger.launch_failed(name)
+
     def failed(self, request: Request, how: str) -> None:
         self.lost[how] += 1
 
