@@ -1,11 +1,11 @@
 """What the daemon costs at rest: its share of a core and its memory, with 8 instances and then with 64.
 
-    python bench/daemon.py [--seconds 60] [--instances 8 64]
+    python bench/daemon.py [--seconds 60] [--instances 8 64] [--docker]
 
-Starts a daemon of its own with the stand-in model server as plain processes behind an nginx of its own, all on
-loopback in a temporary folder, and nobody asks them anything: what is measured is looking after them. Beside it stands
-the memory of a dockerd, where one runs. Exits 1 where 8 instances cost 1 % of a core or 80 MB (the promise), 2 where
-something does not run.
+Starts a daemon of its own with the stand-in model server as plain processes (--docker: as containers of a dockerd of
+its own, which needs root) behind an nginx of its own, all on loopback in a temporary folder, and nobody asks them
+anything: what is measured is looking after them. Beside it stands the memory of a dockerd, where one runs. Exits 1
+where 8 instances cost 1 % of a core or 80 MB (the promise), 2 where something does not run.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ import argparse
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,8 +24,10 @@ import psutil
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # what starts a daemon is the tests' own
 
-from tests.real.conftest import is_free  # noqa: E402
-from tests.real.daemon import Daemon, as_processes, daemon  # noqa: E402
+from tests.real import images  # noqa: E402
+from tests.real.conftest import Claims, is_free  # noqa: E402
+from tests.real.daemon import Daemon, Settings, as_processes, daemon, on_docker  # noqa: E402
+from tests.real.dockerd import own_dockerd  # noqa: E402
 
 STANDIN = ROOT / "tests" / "real" / "standin" / "server.py"
 PROMISED_AT, PROMISED_CPU, PROMISED_BYTES = 8, 0.01, 80e6
@@ -56,6 +59,19 @@ def measure(host: Daemon, instances: int, seconds: float) -> Cost:
     used, spent = sum(process.cpu_times()[:2]) - used, time.monotonic() - began
     cycled = host.metrics()[cycles] - cycled
     return Cost(instances, used / spent, process.memory_info().rss, cycled / spent)
+
+
+@contextmanager
+def instances_as(docker: bool) -> Iterator[Settings]:
+    """Settings for stand-ins, and what they need to run in."""
+    if not docker:
+        yield as_processes(STANDIN)
+        return
+    with own_dockerd(Claims()) as engine:
+        with engine.client() as client:
+            images.build(client)
+        yield on_docker(engine, images.STANDIN)
+        engine.remove_everything()
 
 
 def dockerd_bytes() -> int | None:
@@ -92,10 +108,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="What the daemon costs at rest.")
     parser.add_argument("--seconds", type=float, default=60.0, help="how long it is watched for each count")
     parser.add_argument("--instances", type=int, nargs="+", default=[8, 64], metavar="N", help="counts, ascending")
+    parser.add_argument("--docker", action="store_true", help="instances are containers, not plain processes")
     options = parser.parse_args()
     most = max(options.instances)
     service = {"instances": options.instances[0], "max": most, "one_at_a_time": False}
-    with daemon(free_ports(most + 8), as_processes(STANDIN), {"service": service}) as host:
+    with instances_as(options.docker) as runtime, daemon(free_ports(most + 8), runtime, {"service": service}) as host:
         host.start()
         costs = []
         for count in options.instances:
