@@ -60,7 +60,8 @@ def common_cause(pairs: Pairs, policy: Policy, now: float) -> CommonCause | None
     ailing = {s.record.name: onset(s, now) for s, v in left if _ails(s, v, policy)}
     since, together = _together({**ailing, **tried}, within)
     served = len(alive | together)
-    really = any(v.kind in _BAD for s, v in pairs if s.record.name in together & ailing.keys())
+    members = [(s, v) for s, v in pairs if s.record.name in together & ailing.keys()]
+    really = any(v.kind in _BAD or not s.record.in_rotation for s, v in members)  # else all are merely busy
     if not really or len(together) < 2 or 2 * len(together) <= served:
         return None
     names = together & ailing.keys()
