@@ -288,15 +288,15 @@ class House:
         """Writes down who gets requests from now on, and who does not any more: proven, not wanted."""
         if self._loop is None:
             return
-        generation = view.live_generation
+        what = f"generation {view.live_generation}" if view.live_generation is not None else "nginx does not run"
         for address in sorted(self._routed.keys() - view.live):
             name = self._routed.pop(address) or str(address)
-            self._loop.record_note(Note(name, "routing", f"out of the gateway: generation {generation}"))
+            self._loop.record_note(Note(name, "routing", f"out of the gateway: {what}"))
         names = {fact.address: fact.name for fact in self._instances.view().facts}
         for address in sorted(_proven(view)):
             name = names.get(address) or self._routed.get(address) or str(address)
             if address not in self._routed:
-                self._loop.record_note(Note(name, "routing", f"in the gateway: generation {generation}"))
+                self._loop.record_note(Note(name, "routing", f"in the gateway: {what}"))
             self._routed[address] = name
 
     def _requests_wait(self) -> None:
