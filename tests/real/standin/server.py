@@ -6,7 +6,7 @@ Environment: HOST, PORT, NAME (default: the argument, else the host's name), SER
 SLOTS 8 (requests worked on at once, the others queue), LOAD_S 0 (seconds of "loading" at the start), HEALTH
 progress | opaque (no JSON) | plain (JSON without progress), GRACE 30 (seconds after SIGTERM), MODE ok.
 
-With DRILL=1 it offers the hook of docs/drills.md: GET /drill names the faults, POST /drill {"fault": "sick", "for_s": S}
+With DRILL=1 it has the hook of docs/drills.md: GET /drill names the faults, POST /drill {"fault": "sick", "for_s": S}
 makes it "err", {"fault": null} ends that; a request that came through a proxy is told 404.
 
 The work of a request is SERVICE_S, or what its prompt says: "sleep 20" takes 20 s.
