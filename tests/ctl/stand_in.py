@@ -18,7 +18,7 @@ from types import TracebackType
 from typing import Any, Self
 from urllib.parse import parse_qsl, urlsplit
 
-from tests.ctl import documents
+from tests.ctl import documents, drills
 from tests.ctl.documents import Document
 
 STREAM_DEADLINE_S = 20.0  # a watch without an end would hang a test's last thread
@@ -59,6 +59,8 @@ class State:
 
     status: Document = field(default_factory=documents.status)
     operations: list[Document] = field(default_factory=list)  # every move of op-7 so far
+    drills: list[Document] = field(default_factory=list)  # every move of drill-3 so far
+    plan: Document = field(default_factory=lambda: drills.PLAN)
     history: list[Document] = field(default_factory=lambda: list(documents.HISTORY))
     logs: dict[str, bytes] = field(default_factory=dict)
     instead: dict[str, tuple[int, Document] | Raw | Held | Text] = field(default_factory=dict)  # path -> answer
@@ -68,6 +70,11 @@ class State:
     def move(self, *operations: Document) -> None:
         with self.changed:
             self.operations.extend(operations)
+            self.changed.notify_all()
+
+    def drill(self, *moves: Document) -> None:
+        with self.changed:
+            self.drills.extend(moves)
             self.changed.notify_all()
 
     def happen(self, *entries: Document) -> None:
@@ -198,7 +205,18 @@ class _Handler(BaseHTTPRequestHandler):
                 return 200, {"operations": state.operations[-1:]}
             case "GET", ["operations", "op-7"] if state.operations:
                 self._only(request, query={"watch"})
-                return self._watch() if request.query.get("watch") == "1" else (200, state.operations[-1])
+                watched = request.query.get("watch") == "1"
+                return self._watch(state.operations) if watched else (200, state.operations[-1])
+            case "GET", ["drill"]:
+                self._only(request)
+                return 200, {"drills": state.drills[-1:]}
+            case "GET", ["drill", "drill-3"] if state.drills:
+                self._only(request, query={"watch"})
+                return self._watch(state.drills) if request.query.get("watch") == "1" else (200, state.drills[-1])
+            case "DELETE", ["drill", "drill-3"] if state.drills:
+                self._only(request)
+                state.drill(drills.drill("it was called off", "cancelled", findings=["it was called off"]))
+                return 200, state.drills[-1]
             case "DELETE", ["operations", "op-7"] if state.operations:
                 self._only(request)
                 state.move(documents.operation("called off by alice (uid 1000)", "cancelled"))
@@ -232,6 +250,9 @@ class _Handler(BaseHTTPRequestHandler):
             case ["instances", "chatglm-02", "undrain"]:
                 self._only(request)
                 return begun
+            case ["drill"]:
+                self._only(request, body={"fault", "name", "rate", "seconds", "force", "dry_run"})
+                return (200, state.plan) if request.body.get("dry_run") else (202, state.drills[0])
             case ["autoscale"]:
                 self._only(request, body={"enabled"})
                 state.status = state.status | {"mode": "auto" if request.body["enabled"] else "manual"}
@@ -276,16 +297,16 @@ class _Handler(BaseHTTPRequestHandler):
         lines = output.splitlines(keepends=True)
         return Text(lines[max(len(lines) - int(query.get("n", "100")), 0) :])
 
-    def _watch(self) -> Iterator[bytes]:
-        """Where the operation stands, and then each move until it ends."""
-        state, told = self.server.state, len(self.server.state.operations) - 1
+    def _watch(self, moves: list[Document]) -> Iterator[bytes]:
+        """Where it stands, and then each move until it ends."""
+        told = len(moves) - 1
         while True:
-            for move in state.operations[told:]:
+            for move in moves[told:]:
                 yield json.dumps(move).encode() + b"\n"
                 told += 1
                 if move["state"] != "running":
                     return
-            if not self._wait(lambda told=told: len(state.operations) > told):  # type: ignore[misc]
+            if not self._wait(lambda told=told: len(moves) > told):  # type: ignore[misc]
                 return
 
     def _history(self, query: dict[str, str]) -> Iterator[bytes]:

@@ -91,18 +91,18 @@ SNAPSHOT = Snapshot(
     ids=["status", "an instance", "explanation", "history", "operation", "dry run", "problem"],
 )
 def test_the_stand_in_says_what_the_daemon_says(ours: dict[str, Any], theirs: dict[str, Any]) -> None:
-    assert not list(_differences(ours, theirs, ""))
+    assert not list(differences(ours, theirs, ""))
 
 
-def _differences(ours: Any, theirs: Any, where: str) -> Any:
+def differences(ours: Any, theirs: Any, where: str) -> Any:
     """Keys that only one has, and values of another kind; null fits everything."""
     if isinstance(ours, dict) and isinstance(theirs, dict):
         yield from (f"{where}.{key}" for key in ours.keys() ^ theirs.keys())
         for key in ours.keys() & theirs.keys():
-            yield from _differences(ours[key], theirs[key], f"{where}.{key}")
+            yield from differences(ours[key], theirs[key], f"{where}.{key}")
     elif isinstance(ours, list) and isinstance(theirs, list):
         if ours and theirs:
-            yield from _differences(ours[0], theirs[0], f"{where}[0]")
+            yield from differences(ours[0], theirs[0], f"{where}[0]")
     elif ours is not None and theirs is not None and _kind(ours) is not _kind(theirs):
         yield f"{where}: {ours!r} and {theirs!r}"
 
