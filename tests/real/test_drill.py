@@ -12,7 +12,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.real.daemon import PATIENT, Daemon, Document, as_processes, daemon, one
+from tests.real.daemon import PATIENT, Daemon, Document, as_processes, daemon, on_docker, one
+from tests.real.dockerd import Engine
 from tests.real.restarter import Restarter, restarted
 
 ONE, TWO = "chatglm-01", "chatglm-02"
@@ -315,3 +316,21 @@ def test_alone_in_the_foreground_the_daemon_is_not_killed_and_a_server_without_t
     assert "nobody is seen who would start the daemon again" in killed.err
     assert f"{ONE} cannot be made sick: " in sick.err
     assert "it answered 404 to GET /drill" in sick.err
+
+
+def test_containers_are_drilled_by_the_pids_that_they_have_on_the_host(
+    engine: Engine, standin_image: str, port_range: Callable[[int], range]
+) -> None:
+    try:
+        with daemon(port_range(20), PATIENT, on_docker(engine, standin_image)) as contained:
+            contained.start()
+            before = contained.wait_until_green(within=90.0)
+            hung, killed = drill(contained, "hang", ONE), drill(contained, "kill", TWO)
+            after = contained.wait_until_green()
+    finally:
+        engine.remove_everything()
+    assert nobody_failed(hung)
+    assert nobody_failed(killed)
+    assert 0 < hung["until"]["fenced_s"] < hung["until"]["serving_again_s"]
+    assert [one(after, name)["restarts"] for name in (ONE, TWO)] == [1, 1]
+    assert one(after, ONE)["runtime_id"] != one(before, ONE)["runtime_id"]
