@@ -10,6 +10,8 @@ from typing import Any
 from hasupervisor.model import Operation, OperationKind, OperationState, Pause, Wants
 from hasupervisor.report.desk import (
     ConfigView,
+    DrillAsked,
+    DrillPlan,
     DryRun,
     NginxFiles,
     NginxReload,
@@ -17,6 +19,7 @@ from hasupervisor.report.desk import (
     Refused,
 )
 from hasupervisor.report.snapshot import Snapshot
+from tests.ctl import drills
 from tests.report.example import NOW, SNAPSHOT, WALL
 
 
@@ -150,6 +153,29 @@ class Clerk:
                 self._maybe_fail()
         finally:
             self.following -= 1
+
+    async def plan_drill(self, asked: DrillAsked) -> DrillPlan:
+        self._maybe_fail()
+        return DrillPlan(asked.fault, asked.name, asked.rate, 60.0, "SIGKILL to chatglm-02 (pid 4712)", ())
+
+    async def begin_drill(self, asked: DrillAsked, *, by: str) -> dict[str, Any]:
+        self._tell("drill", asked, by)
+        return drills.drill("begins")
+
+    async def drills(self) -> Sequence[dict[str, Any]]:
+        self._maybe_fail()
+        return [await self.drill("drill-3")]
+
+    async def drill(self, drill_id: str) -> dict[str, Any]:
+        self._maybe_fail()
+        return drills.drill("33 sent, 0 failed", "done")
+
+    async def watch_drill(self, drill_id: str) -> AsyncIterator[dict[str, Any]]:
+        yield await self.drill(drill_id)
+
+    async def call_off_drill(self, drill_id: str, *, by: str) -> dict[str, Any]:
+        self._tell("call off", drill_id, by)
+        return drills.drill("it was called off", "cancelled")
 
     async def nginx_files(self) -> NginxFiles:
         self._maybe_fail()
