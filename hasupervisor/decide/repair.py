@@ -78,7 +78,7 @@ def advance(seen: Seen, verdict: Verdict, gate: Gate) -> Turn:
     if seen.acting is not None:
         return _under_way(record, seen.acting, gate)
     if gate.list_is_old:
-        return Turn(record, record.state, "waits for the runtime's next list")
+        return Turn(record, record.state, _meanwhile(record, gate))
     if fact is None:
         return _absent(record, gate)
     if fact.phase in (Phase.EXITED, Phase.CREATED):
@@ -201,6 +201,12 @@ def _ended(record: Record, fact: Fact, verdict: Verdict, gate: Gate) -> Turn:
         return Turn(record, state, f"{sentence}; {gate.asleep}")
     step = Step(StepKind.CLEAR, record.name, sentence, runtime_id=fact.runtime_id)
     return Turn(record, state, sentence, step)
+
+
+def _meanwhile(record: Record, gate: Gate) -> str:
+    """What is said until the runtime's next list tells what the last step has done."""
+    waits = record.parked_at is not None or record.retry_at is not None
+    return _after_failure(record, gate) if waits else "waits for the runtime's next list"
 
 
 def _calm(record: Record) -> Record:
