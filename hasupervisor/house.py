@@ -225,6 +225,7 @@ class House:
             config=lambda: self._settings,
             traffic=self._traffic.total,
             probe_trouble=self._probes.trouble,
+            drill=self._drills.problem,
             clock=time.monotonic,
             wall=time.time,
             started_wall=self._started_wall,

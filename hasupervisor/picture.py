@@ -25,6 +25,7 @@ class Easel:
     config: Callable[[], Config]
     traffic: Callable[[], TrafficView]
     probe_trouble: Callable[[], str | None]
+    drill: Callable[[], Problem | None]  # one that is under way
     clock: Callable[[], float]
     wall: Callable[[], float]
     started_wall: float
@@ -72,6 +73,9 @@ def _own_problems(easel: Easel) -> tuple[Problem, ...]:
     probes = easel.probe_trouble()
     if probes is not None:
         found.append(Problem("probes", probes, "chatglm-hactl history --since 10m"))
+    drill = easel.drill()
+    if drill is not None:  # whoever is called at night should see that it is on purpose
+        found.append(drill)
     return tuple(found)
 
 

@@ -19,7 +19,7 @@ from hasupervisor.drill.launch import launch
 from hasupervisor.drill.order import OF_AN_INSTANCE, SPIKE_TIMES, Fault, Order
 from hasupervisor.drill.sheet import FAILED, RUNNING, Sheet
 from hasupervisor.drill.shelf import Shelf
-from hasupervisor.model import Address, Judged, Note
+from hasupervisor.model import Address, Judged, Note, Problem
 from hasupervisor.observe.window import SPAN
 from hasupervisor.report.desk import Declined, DrillAsked, DrillPlan, NoSuch, Refused, Unavailable, no_such_instance
 from hasupervisor.report.snapshot import Snapshot
@@ -90,10 +90,14 @@ class Drills:
         self._last_end = 0.0  # Unix seconds
         self._users_qps = 0.0  # requests a second, as they were without a drill
 
-    @property
-    def running(self) -> Sheet | None:
-        """The drill that is under way, as it was when it was last looked at."""
-        return self._running
+    def problem(self) -> Problem | None:
+        """What the status says while a drill is under way."""
+        if (running := self._running) is None:
+            return None
+        what = f"{running.fault} of {running.name}" if running.name else running.fault
+        return Problem(
+            safety.SUBJECT, f"{running.id} is under way: {what}, by {running.by}", f"chatglm-hactl drill {running.id}"
+        )
 
     # --- beginning ----------------------------------------------------------------------------------------------------
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pwd
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ from tests.real.daemon import PATIENT, Daemon, Document, as_processes, daemon, o
 from tests.real.dockerd import Engine
 from tests.real.restarter import Restarter, restarted
 
+MYSELF = f"{pwd.getpwuid(os.geteuid()).pw_name} (uid {os.geteuid()})"
 ONE, TWO = "chatglm-01", "chatglm-02"
 RATE = 20.0
 SOON = {"health": {"hang_after": 20.0, "inference_timeout": 5.0}}
@@ -66,8 +68,7 @@ def told_in_history(host: Daemon, document: Document, subject: str) -> list[str]
     host.wait_for(lambda _: any(entry["sentence"].startswith(ended) for entry in host.history()), "its end is noted")
     lines = [entry for entry in host.history() if entry["event"] == "drill" and name in entry["sentence"]]
     assert {entry["subject"] for entry in lines} == {subject}
-    assert lines[0]["by"] == document["by"]
-    assert str(os.geteuid()) in document["by"]
+    assert lines[0]["by"] == document["by"] == MYSELF
     return [entry["sentence"] for entry in lines]
 
 
@@ -196,6 +197,9 @@ def held(host: Daemon, name: str, seconds: str = "60") -> Iterator[tuple[str, in
         assert begun.code == 0, begun.err
         drill_id = begun.out.strip()
         host.wait_for(lambda _: state_of(pid) == psutil.STATUS_STOPPED, "is stopped")
+        told = [problem for problem in host.status()["problems"] if problem["subject"] == "drill"]
+        assert [problem["hint"] for problem in told] == [f"chatglm-hactl drill {drill_id}"]
+        assert told[0]["sentence"] == f"{drill_id} is under way: hang of {name}, by {MYSELF}"
         yield drill_id, pid
         host.wait_for(lambda _: state_of(pid) != psutil.STATUS_STOPPED, "goes on")
     finally:
