@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import logging
 import sys
 from collections import Counter
-
-import structlog
 
 from tests.sim.run import Result, first_violation, run_seed, run_seeds
 
@@ -20,7 +17,6 @@ def main() -> int:
     parser.add_argument("-v", "--verbose", action="store_true", help="tell everything that happens")
     parser.add_argument("--first", action="store_true", help="end with the first violation")
     options = parser.parse_args()
-    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
     if options.first:
         found = first_violation(range(options.seed, options.seed + options.seeds), options.hours)
         print(found.violation if found is not None else "no violation")

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import random
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+
+import structlog
 
 from hasupervisor.loop import PACE, Loop, Parts, Remembered
 from hasupervisor.memory.rows import lasting
@@ -30,6 +33,8 @@ from tests.sim.lives import Life, Traits
 from tests.sim.nginx import AccessLog, Gateway, Nginx
 from tests.sim.senses import Hands, Picture, Prober
 from tests.sim.users import Request, Users
+
+structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
 
 WALL = 1_700_000_000.0 - 1000.0
 """Added to virtual monotonic time, it is the virtual wall clock."""
@@ -84,7 +89,7 @@ class Daemon:
         engine, rng = host.engine, host.rng
         living: Callable[[], bool] = lambda: self.alive  # noqa: E731
         self.picture = Picture(engine, host.dockerd, self.wake, living)
-        self.log = AccessLog(engine, host.users.in_flight)
+        self.log = AccessLog(engine, host.users.in_flight, host.idle_since)
         self.log.blind_until = host.blind_until
         policy = host.policy
         timing = (policy.interval, policy.timeout, policy.inference_timeout)
@@ -307,6 +312,10 @@ class Host:
         tried = ", ".join(str(address.port) for address in request.tried) or "nobody"
         self.tell(f"a request that came at {request.came:.3f} {how}, tried {tried}")
         self.watch.failed(request, how)
+
+    def idle_since(self, address: Address) -> float | None:
+        life = self.dockerd.at(address)
+        return life.idle_since if life is not None and self.traits.watched else None
 
     def lives(self) -> list[Life]:
         return list(self.dockerd.lives.values())

@@ -154,7 +154,7 @@ def an_able_one_does_not_stay_out(m: Moment) -> Iterator[str]:
 @step("2, 3: healing leaves alone whoever serves, however slow its probes")
 def healing_needs_a_cause(m: Moment, s: Step) -> Iterator[str]:
     life = _disturbed(m, s)
-    if life is None or not life.able or not life.proven:
+    if life is None or not life.able or life.runtime_id not in m.ledger.joined:
         return
     p = m.host.policy
     recently = p.hang_after + p.failures * (p.interval + p.timeout) + p.inference_timeout * 2 + 30.0
@@ -171,8 +171,8 @@ def healing_needs_a_cause(m: Moment, s: Step) -> Iterator[str]:
 @step("2: at most one instance that could serve is disturbed at a time")
 def healing_disturbs_one_at_a_time(m: Moment, s: Step) -> Iterator[str]:
     life = _disturbed(m, s)
-    if life is None or not life.able or not life.proven:
-        return
+    if life is None or not life.able or life.runtime_id not in m.ledger.joined or s.kind is not StepKind.STOP:
+        return  # users wait in one that is proven to hang: it is killed at once
     others = m.ledger.disturbed - {s.name}
     if others:
         yield f"{s.name} could serve and was given {s.kind} while {', '.join(sorted(others))} was still out ({s.why})"
@@ -199,7 +199,7 @@ def a_common_cause_is_held(m: Moment, s: Step) -> Iterator[str]:
     if m.now - since < 25.0:
         yield f"{s.name} was given {s.kind} {m.now - since:.1f} s after all probes began to fail"
     others = m.ledger.restarted_in_common_cause - {s.name} - m.daemon.loop.wants.drained
-    others &= m.daemon.loop.records().keys()
+    others &= {r.name for r in m.daemon.loop.records().values() if r.stuck is None}
     if others:
         yield f"{s.name} was given {s.kind} as well as {', '.join(sorted(others))} while all probes fail"
 
@@ -323,7 +323,8 @@ def a_healthy_one_is_stopped_quietly(m: Moment, s: Step) -> Iterator[str]:
     limit = min(p.drain_timeout, p.hang_after) if m.ledger.cause(m.daemon, s) is Cause.HEAL else p.drain_timeout
     since = record.leaving.since if record is not None and record.leaving is not None else m.now
     waited = m.now - since >= limit
-    if life.address in m.host.nginx.live and m.ledger.cause(m.daemon, s) is not Cause.HEAL:
+    by_hand = m.ledger.cause(m.daemon, s) is not Cause.HEAL and life.lie is None
+    if life.address in m.host.nginx.live and by_hand:
         yield f"{s.name} could serve and is given {s.kind} while nginx still sends it requests: {s.why}"
     if life.users and not waited and s.kind is StepKind.STOP:
         yield f"{s.name} could serve and is stopped with {life.users} requests in flight: {s.why}"

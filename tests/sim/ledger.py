@@ -39,7 +39,9 @@ class Ledger:
         self.restarted_in_common_cause: set[str] = set()
         self.served_at_start: frozenset[str] = frozenset()
         self.routed_at_start: frozenset[str] = frozenset()  # a stale file may route a new life: nobody can know
+        self.joined: set[str] = set()  # lives that have been routed
         self._counted: set[str] = set()
+        self._fresh: list[str] = []
         self._operations: dict[str, str | None] = {}
         self._since: dict[Hashable, float] = {}
 
@@ -80,7 +82,7 @@ class Ledger:
         if ends and life is not None and life.alive and life.runtime_id == step.runtime_id:
             if self.cause(daemon, step) is Cause.HEAL:
                 self._failed(daemon, life)
-                if life.able and life.proven and step.kind is StepKind.STOP:
+                if life.able and life.runtime_id in self.joined and step.kind is StepKind.STOP:
                     self.disturbed.add(step.name)
                 if self.everybody_lied_about_since is not None:
                     self.restarted_in_common_cause.add(step.name)
@@ -94,9 +96,13 @@ class Ledger:
     def cycled(self, daemon: Daemon) -> None:
         """Before the checks of this cycle."""
         records = daemon.loop.records()
+        for name in self._fresh:  # the step came before the plan of its cycle was to be seen
+            self.tries[name].needed |= self._nobody_else_serves(daemon, name)
+        self._fresh.clear()
         for life in self.host.dockerd.lives.values():
             if life.alive and life.address in self.host.nginx.live and life.proven:
                 self.tries[life.name].served_at = self.host.engine.now
+                self.joined.add(life.runtime_id)
             if life.exit_code is not None and life.runtime_id not in self._counted:
                 record = records.get(life.name)
                 if record is not None and record.leaving is None and record.ended == life.runtime_id:
@@ -126,10 +132,16 @@ class Ledger:
         tries = self.tries[life.name]
         tries.failures.append(self.host.engine.now)
         tries.served_before = life.proven
+        tries.needed = life.proven and self._nobody_else_serves(daemon, life.name)
+        if life.proven:
+            self._fresh.append(life.name)
+
+    def _nobody_else_serves(self, daemon: Daemon, name: str) -> bool:
+        """As far as the daemon knows: then it does not let users wait."""
         plan = daemon.loop.latest
-        others = [j for j in plan.instances if j.record.name != life.name] if plan is not None else []
+        others = [j for j in plan.instances if j.record.name != name] if plan is not None else []
         good = (VerdictKind.SERVING, VerdictKind.BUSY)
-        tries.needed = life.proven and not any(j.record.in_rotation and j.verdict.kind in good for j in others)
+        return not any(j.record.in_rotation and j.verdict.kind in good for j in others)
 
     def _still_out(self, daemon: Daemon, name: str) -> bool:
         record, life = daemon.loop.records().get(name), self.host.dockerd.lives.get(name)

@@ -36,7 +36,7 @@ class Traits:
     service: float = 1.0  # a usual answer takes this long
     prompt: float = 0.3  # the synthetic one
     load: float = 10.0
-    watched: bool = True  # its death is seen at once (a pidfd), before the runtime tells of it
+    watched: bool = True  # its process can be seen: its death at once (a pidfd), and the CPU that it uses
 
 
 @dataclass(slots=True, eq=False)
@@ -78,6 +78,7 @@ class Life:
     bad_at: float = float("-inf")  # when something was last the matter with it, or was said to be
     running: list[Job] = field(default_factory=list)
     waiting: deque[Job] = field(default_factory=deque)
+    idle_since: float | None = None  # has used no CPU since then, as far as the kernel tells
     _worked: float = 0.0
     _since: float | None = None  # works, since then
 
@@ -140,7 +141,7 @@ class Life:
         if self.standing:
             self.engine.after(1.0, self._finish_loading)
             return
-        self.loaded = True
+        self.loaded, self.idle_since = True, self.engine.now
 
     def exit(self, code: int, *, oom: bool = False) -> None:
         """Its process ends; every connection to it is reset."""
@@ -263,9 +264,9 @@ class Life:
 
     def _work(self) -> None:
         if self.running and not self.standing:
-            self._since = self.engine.now
+            self._since, self.idle_since = self.engine.now, None
 
     def _rest(self) -> None:
         if self._since is not None:
             self._worked += self.engine.now - self._since
-            self._since = None
+            self._since, self.idle_since = None, self.engine.now

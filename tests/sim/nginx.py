@@ -13,6 +13,9 @@ from tests.sim.engine import Engine
 RETIRES = 0.1
 """Seconds for which old and new workers take requests beside each other after a reload (facts/nginx.md)."""
 
+ENOUGH = 20
+"""Answers within a minute from which a 99th percentile means something; here it is their maximum."""
+
 Servers = frozenset[Address]
 
 
@@ -59,14 +62,21 @@ class _Log:
     completed_at: float | None = None
     recent: deque[tuple[float, float]] = field(default_factory=deque)  # when, milliseconds
     errors_in_row: int = 0
+    errored_at: float | None = None
 
 
 class AccessLog:
-    """The daemon's reader of nginx's access log, with the kernel's connection table beside it."""
+    """The daemon's reader of nginx's access log, with the kernel's tables of connections and CPU use beside it."""
 
-    def __init__(self, engine: Engine, in_flight: Callable[[Address], int]) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        in_flight: Callable[[Address], int],
+        idle_since: Callable[[Address], float | None],
+    ) -> None:
         self._engine = engine
         self._in_flight = in_flight
+        self._idle_since = idle_since
         self._logs: dict[Address, _Log] = defaultdict(_Log)
         self.blind_until = 0.0
 
@@ -74,6 +84,8 @@ class AccessLog:
         """A request of a user has been answered."""
         log = self._logs[address]
         log.errors_in_row = 0 if ok else log.errors_in_row + 1
+        if not ok:
+            log.errored_at = self._engine.now
         if ok:
             log.completed_at = self._engine.now
             log.recent.append((self._engine.now, took * 1000.0))
@@ -84,9 +96,9 @@ class AccessLog:
     def _of(self, address: Address) -> TrafficView:
         known = self._engine.now >= self.blind_until
         in_flight = self._in_flight(address) if known else 0
-        log = self._logs.get(address)
+        log, idle_since = self._logs.get(address), self._idle_since(address) if known else None
         if log is None:
-            return TrafficView(in_flight=in_flight, in_flight_known=known)
+            return TrafficView(in_flight=in_flight, in_flight_known=known, idle_since=idle_since)
         while log.recent and log.recent[0][0] < self._engine.now - 60.0:
             log.recent.popleft()
         mean = sum(ms for _, ms in log.recent) / len(log.recent) if log.recent else None
@@ -95,7 +107,10 @@ class AccessLog:
             in_flight_known=known,
             completed_at=log.completed_at,
             mean_ms=mean,
+            p99_ms=max(ms for _, ms in log.recent) if len(log.recent) >= ENOUGH else None,
             errors_in_row=log.errors_in_row,
+            errored_at=log.errored_at,
+            idle_since=idle_since,
         )
 
 

@@ -132,6 +132,8 @@ class Users:
             self._logged(at, self._engine.now - request.came, False)
             self._end(request, "failed")
         else:
+            if how == "reset" and at is not None:
+                self._logged(at, self._engine.now - request.came, False)
             self._engine.after(0.001, lambda: self._try(request) if id(request) in self.active else None)
 
     def _give_up(self, request: Request) -> None:
