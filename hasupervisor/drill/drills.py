@@ -245,12 +245,12 @@ class Drills:
                 if latest.state == RUNNING:
                     running = latest
                     continue
+                self._settled.add(latest.id)
+                self._last_end = max(self._last_end, latest.ended or 0.0)
                 if not latest.noted:
                     self._note(latest.fault, latest.name, f"{latest.id} {latest.state}: {latest.sentence}")
                     await self._shelf.write(replace(latest, noted=True))
                     await self._shelf.prune()
-                self._settled.add(latest.id)
-                self._last_end = max(self._last_end, latest.ended or 0.0)
             self._running = running
 
     async def _clear_up(self, dead: Sheet) -> Sheet:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Set
 from pathlib import Path
 from typing import TypeVar
@@ -95,5 +96,5 @@ class Shelf:
 
 def number_of(name: str) -> int | None:
     """7 of "drill-7"; None for anything else."""
-    digits = name.removeprefix(PREFIX)
-    return int(digits) if name.startswith(PREFIX) and digits.isdecimal() and digits.isascii() else None
+    found = re.fullmatch(rf"{PREFIX}([0-9]{{1,9}})", name)
+    return int(found[1]) if found else None

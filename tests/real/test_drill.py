@@ -264,13 +264,19 @@ def test_a_drill_whose_guardian_is_killed_lets_its_instance_go_on_by_itself(host
     assert "guardian" in document["sentence"]
 
 
-def test_the_daemon_lets_an_instance_go_on_when_drill_and_guardian_are_killed(host: Daemon) -> None:
-    with held(host, TWO) as (drill_id, _):
-        process = sheet_of(host, drill_id)["process"]["pid"]
+@pytest.mark.parametrize("daemon_too", [False, True], ids=["the daemon", "the next daemon"])
+def test_the_daemon_lets_an_instance_go_on_when_drill_and_guardian_are_killed(host: Daemon, daemon_too: bool) -> None:
+    with held(host, TWO) as (drill_id, pid):
+        process, supervisor = sheet_of(host, drill_id)["process"]["pid"], host.pid
         guardian = guardian_of(process)
+        if daemon_too:
+            os.kill(supervisor, signal.SIGSTOP)
         os.kill(guardian, signal.SIGSTOP)  # so that it cannot do it when the other one goes
         os.kill(process, signal.SIGKILL)
         os.kill(guardian, signal.SIGKILL)
+        if daemon_too:
+            assert state_of(pid) == psutil.STATUS_STOPPED
+            os.kill(supervisor, signal.SIGKILL)
     assert has_ended(host, drill_id)["state"] == "failed"
 
 
