@@ -9,6 +9,7 @@ from pathlib import Path
 from hasupervisor.act.nginx import NginxSettings
 from hasupervisor.config import Config
 from hasupervisor.config.values import ANY_HOST
+from hasupervisor.decide.autoscale.facts import Rules
 from hasupervisor.drill.drills import DrillSettings
 from hasupervisor.model import Address, Policy
 from hasupervisor.observe.answers import Dialect
@@ -45,6 +46,12 @@ def policy(config: Config) -> Policy:
         stop_grace=repair.stop_grace,
         drain_timeout=config.drain.timeout,
     )
+
+
+def scaling_rules(config: Config) -> Rules:
+    """What the autoscaler goes by."""
+    numbers = {name: getattr(config.autoscale, name) for name in type(config.autoscale).model_fields}
+    return Rules(min=config.service.min, max=config.service.max, **numbers)
 
 
 def probe_settings(config: Config) -> ProbeSettings:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from hasupervisor import replaying
 from hasupervisor.act.nginx import Gateway
+from hasupervisor.autoscaler import Autoscaler
 from hasupervisor.config import Config, ConfigError
 from hasupervisor.decide import scaling
+from hasupervisor.decide.autoscale.replay import Row, Total
 from hasupervisor.drill.drills import Drills
-from hasupervisor.loop import Loop, running_operations
+from hasupervisor.loop import Loop, next_operation_id, running_operations
 from hasupervisor.memory import Entry, MemoryTrouble, Scribe
 from hasupervisor.model import (
     Judged,
@@ -35,6 +38,7 @@ from hasupervisor.report.desk import (
     NginxTest,
     NoSuch,
     Refused,
+    ReplayAsked,
     Unavailable,
     no_such_instance,
     no_such_operation,
@@ -55,6 +59,7 @@ class Behind:
     runtime: Runtime
     scribe: Scribe
     drills: Drills
+    autoscaler: Autoscaler
     snapshot: Callable[[], Snapshot]
     config: Callable[[], Config]
     config_path: str
@@ -213,6 +218,11 @@ class OperatorDesk:
         mode = "auto" if enabled else "manual"
         await self._want(replace(self._loop.wants, mode=mode), Note("autoscale", "mode", f"mode {mode}", by))
 
+    async def replay(self, asked: ReplayAsked) -> AsyncIterator[Row | Total]:
+        behind = self._behind
+        async for row in replaying.play(asked, behind.autoscaler, behind.scribe, behind.wall()):
+            yield row
+
     async def pause(self, for_s: float | None, reason: str, *, by: str) -> Pause:
         now = self._behind.wall()
         pause = Pause(by=by, since_wall=now, reason=reason, until_wall=now + for_s if for_s is not None else None)
@@ -313,7 +323,7 @@ class OperatorDesk:
         before: tuple[tuple[str, int], ...] = (),
     ) -> Operation:
         return Operation(
-            id=f"op-{_last_number(self._loop.operations) + 1}",
+            id=next_operation_id(self._loop.operations),
             kind=kind,
             by=by,
             started=self._behind.clock(),
@@ -341,11 +351,6 @@ class OperatorDesk:
 
 def _is_wanted(judged: Judged) -> bool:
     return judged.record.leaving is None and judged.record.stuck is None and judged.fact is not None
-
-
-def _last_number(operations: Iterable[Operation]) -> int:
-    numbers = [int(o.id.removeprefix("op-")) for o in operations if o.id.removeprefix("op-").isdigit()]
-    return max(numbers, default=0)
 
 
 def _differences(world: World, after: scaling.Membership) -> tuple[str, ...]:

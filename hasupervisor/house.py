@@ -15,18 +15,20 @@ import structlog
 from hasupervisor import __version__, assembly, picture
 from hasupervisor.act.nginx import Gateway
 from hasupervisor.act.runner import Runner
+from hasupervisor.autoscaler import Autoscaler, Senses
 from hasupervisor.config import Config, ConfigError, changed_keys
 from hasupervisor.config.keys import value_of
 from hasupervisor.config.values import toml
 from hasupervisor.desk import Behind, OperatorDesk
 from hasupervisor.drill.drills import Books, Drills
 from hasupervisor.loop import Loop, Parts, Remembered
-from hasupervisor.memory import Scribe
+from hasupervisor.memory import MemoryTrouble, Scribe
 from hasupervisor.model import Address, GatewayView, Note, Outcome, Plan, State, Wants
 from hasupervisor.observe.connections import InFlight
 from hasupervisor.observe.cpu import CpuUse
 from hasupervisor.observe.instances import InstanceSense
 from hasupervisor.observe.logsocket import open_log_socket, queue_warning
+from hasupervisor.observe.machine import Machine
 from hasupervisor.observe.ports import taken_ports
 from hasupervisor.observe.probes import Probes
 from hasupervisor.observe.traffic import Traffic
@@ -44,6 +46,9 @@ log = structlog.get_logger(__name__)
 
 DURABLE = 1.0
 """Seconds that the beginning of a drill waits for the disk at most: the drill may end this daemon."""
+
+REMEMBERED = 3 * 3600.0
+"""Seconds of samples that the autoscaler takes over from the daemon before."""
 
 LAST_WORDS = 2.0
 """Seconds for the memory to write what is left when the daemon stops."""
@@ -94,6 +99,7 @@ class House:
             supervised=supervised,
         )
         self._loop: Loop | None = None
+        self._autoscaler: Autoscaler | None = None
         self._metrics: Metrics | None = None
 
     async def run(self, stopping: asyncio.Event) -> None:
@@ -122,6 +128,8 @@ class House:
         self._settings = new
         if self._loop is not None:
             self._loop.policy = assembly.policy(new)
+        if self._autoscaler is not None:
+            self._autoscaler.judge.rules = assembly.scaling_rules(new)
         self._probes.reconfigure(assembly.probe_settings(new))
         self._gateway.reconfigure(assembly.nginx_settings(new))
         if isinstance(self._runtime, DockerRuntime):
@@ -165,9 +173,34 @@ class House:
             is_first_start=known.wants is None,
         )
         self._loop = Loop(self._loop_parts(), assembly.policy(self._settings), remembered)
+        self._autoscaler = await self._remembering(self._loop)
         self._routed = dict.fromkeys(_proven(self._gateway.view()), "")
         self._instances.start()
         return self._loop
+
+    async def _remembering(self, loop: Loop) -> Autoscaler:
+        """The autoscaler, with what was sampled before the daemon was started."""
+        rules = assembly.scaling_rules(self._settings)
+        has_log = self._settings.nginx.mode != "off"
+        senses = Senses(
+            requests=self._traffic.tally if has_log else None,
+            machine=Machine().look,
+            taken_ports=partial(taken_ports, bind=self._settings.service.bind),
+            keeper=self._scribe,
+            clock=time.monotonic,
+            wall=time.time,
+            decided=self._decided,
+        )
+        autoscaler = Autoscaler(loop, rules, senses)
+        try:
+            autoscaler.judge.remember(await self._scribe.samples(time.time() - REMEMBERED), time.monotonic())
+        except MemoryTrouble as trouble:
+            log.warning(f"the autoscaler begins without its samples: {trouble}")
+        return autoscaler
+
+    def _decided(self, direction: str, reason: str) -> None:
+        if self._metrics is not None:
+            self._metrics.decided(direction, reason)
 
     def _loop_parts(self) -> Parts:
         return Parts(
@@ -185,6 +218,7 @@ class House:
         )
 
     def _parts_that_run(self, loop: Loop, stopping: asyncio.Event) -> dict[str, Coroutine[Any, Any, None]]:
+        assert self._autoscaler is not None
         desk = OperatorDesk(
             Behind(
                 loop=loop,
@@ -192,7 +226,8 @@ class House:
                 runtime=self._runtime,
                 scribe=self._scribe,
                 drills=self._drills,
-                snapshot=partial(picture.take, self._easel(loop)),
+                autoscaler=self._autoscaler,
+                snapshot=partial(picture.take, self._easel(loop, self._autoscaler)),
                 config=lambda: self._settings,
                 config_path=self._source.name,
                 reload=self.reload,
@@ -200,7 +235,7 @@ class House:
                 wall=time.time,
             )
         )
-        self._metrics = Metrics(desk, __version__)
+        self._metrics = Metrics(desk, __version__, self._traffic.tally)
         running: dict[str, Coroutine[Any, Any, None]] = {
             "memory": self._scribe.run(),
             "cycle": loop.run(self._cycled),
@@ -218,12 +253,13 @@ class House:
                 running["pages"] = serve(pages, application, stopping, http.LIMITS)
         return running
 
-    def _easel(self, loop: Loop) -> picture.Easel:
+    def _easel(self, loop: Loop, autoscaler: Autoscaler) -> picture.Easel:
         return picture.Easel(
             loop=loop,
             scribe=self._scribe,
             config=lambda: self._settings,
             traffic=self._traffic.total,
+            autoscaler=autoscaler,
             probe_trouble=self._probes.trouble,
             drill=self._drills.problem,
             clock=time.monotonic,
@@ -315,6 +351,8 @@ class House:
         """A cycle has ended: the only thing that feeds the watchdog."""
         if self._metrics is not None:
             self._metrics.cycled(seconds)
+        if self._autoscaler is not None:
+            self._autoscaler.look()
         self._notifier.alive(plan.summary)
         looked = self._loop is not None and (self._loop.settled or self._instances.view().trouble is not None)
         if not self._is_ready and looked:

@@ -369,6 +369,12 @@ def _was_asked(probe: ProbeView | None, policy: Policy) -> bool:
     return probe is not None and (probe.said is not None or probe.failures >= policy.failures)
 
 
+def next_operation_id(operations: Iterable[Operation]) -> str:
+    """ "op-8", when the last one was op-7."""
+    numbers = [int(o.id.removeprefix("op-")) for o in operations if o.id.removeprefix("op-").isdigit()]
+    return f"op-{max(numbers, default=0) + 1}"
+
+
 def running_operations(operations: Iterable[Operation]) -> tuple[Operation, ...]:
     """Those that are still being carried out."""
     return tuple(o for o in operations if o.state is OperationState.RUNNING)

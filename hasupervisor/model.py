@@ -285,6 +285,10 @@ class Record:
     operation: str | None = None  # id of the operation that moves it
 
 
+AUTOSCALER = "autoscaler"
+"""Who asked for an operation that no person asked for: a pause holds it."""
+
+
 class OperationKind(StrEnum):
     SCALE = "scale"
     RESTART = "restart"

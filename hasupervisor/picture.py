@@ -7,10 +7,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from hasupervisor import __version__
+from hasupervisor.autoscaler import Autoscaler
 from hasupervisor.config import Config
 from hasupervisor.loop import Loop
 from hasupervisor.memory import Scribe
-from hasupervisor.model import Colour, Plan, Problem, TrafficView, World
+from hasupervisor.model import Colour, Plan, Problem, TrafficView
 from hasupervisor.report.snapshot import AutoscaleView, Snapshot
 
 RUNTIME_NAMES = {"docker": "dockerd", "process": "the keepers of the processes"}
@@ -24,6 +25,7 @@ class Easel:
     scribe: Scribe
     config: Callable[[], Config]
     traffic: Callable[[], TrafficView]
+    autoscaler: Autoscaler
     probe_trouble: Callable[[], str | None]
     drill: Callable[[], Problem | None]  # one that is under way
     clock: Callable[[], float]
@@ -56,7 +58,7 @@ def take(easel: Easel) -> Snapshot:
         runtime_name=RUNTIME_NAMES[config.service.runtime],
         runtime=world.runtime,
         gateway=world.gateway,
-        autoscale=_autoscale(config, world),
+        autoscale=_autoscale(easel.autoscaler),
         bind=config.service.bind,
         instances=plan.instances,
         traffic=easel.traffic(),
@@ -83,6 +85,23 @@ def _health(plan: Plan, own: tuple[Problem, ...]) -> Colour:
     return Colour.YELLOW if own and plan.health is Colour.GREEN else plan.health
 
 
-def _autoscale(config: Config, world: World) -> AutoscaleView:
-    sentence = f"holding {world.wants.desired}: this release does not scale by itself; `chatglm-hactl scale N` does"
-    return AutoscaleView(config.autoscale.policy, sentence)
+def _autoscale(autoscaler: Autoscaler) -> AutoscaleView:
+    view, rules = autoscaler.view(), autoscaler.judge.rules
+    ours = view.opinions[rules.policy]
+    return AutoscaleView(
+        policy=rules.policy,
+        sentence=view.sentence,
+        inputs=ours.inputs,
+        opinions=view.opinions,
+        slots=view.slots.count,
+        slots_how=view.slots.how,
+        windows={
+            "sample": rules.sample,
+            "evaluate": rules.evaluate,
+            "up": rules.up_samples * rules.sample,
+            "down": rules.down_samples * rules.sample,
+        },
+        samples=view.samples,
+        latest=view.latest,
+        age_s=view.age_s,
+    )

@@ -208,18 +208,21 @@ class Drain(_Section):
 class Autoscale(_Section):
     """When the number of instances changes by itself."""
 
-    enabled: bool = key(True, "false: only people scale", used=False)
-    policy: Literal["thresholds", "concurrency"] = key("thresholds", "thresholds | concurrency", used=False)
-    sample: Seconds = key(10.0, "from one sample to the next", used=False)
-    evaluate: Seconds = key(30.0, "from one decision to the next", used=False)
-    up_samples: Count = key(6, "one more instance when, over so many samples, any mean is above its limit:", used=False)
-    up_response_time_ms: MaybeZero = key(5000, "milliseconds", used=False)
-    up_gpu_utilization: Percent = key(85, "percent", used=False)
-    up_connections: MaybeZero = key(50, "connections of one instance", used=False)
-    down_samples: Count = key(12, "one less when, over so many samples, all means are below their limits:", used=False)
-    down_response_time_ms: MaybeZero = key(2000, "milliseconds", used=False)
-    down_gpu_utilization: Percent = key(40, "percent", used=False)
-    down_connections: MaybeZero = key(20, "connections of one instance", used=False)
+    enabled: bool = key(True, "false: only people scale")
+    policy: Literal["thresholds", "concurrency"] = key("thresholds", "thresholds | concurrency")
+    sample: Seconds = key(10.0, "from one sample to the next")
+    evaluate: Seconds = key(30.0, "from one decision to the next")
+    up_samples: Count = key(6, "one more instance when, over so many samples, any mean is above its limit:")
+    up_response_time_ms: MaybeZero = key(5000, "milliseconds")
+    up_gpu_utilization: Percent = key(85, "percent")
+    up_connections: MaybeZero = key(50, "requests in flight in one instance, their mean")
+    down_samples: Count = key(12, "one less when, over so many samples, all means are below their limits:")
+    down_response_time_ms: MaybeZero = key(2000, "milliseconds")
+    down_gpu_utilization: Percent = key(40, "percent")
+    down_connections: MaybeZero = key(20, "requests in flight in one instance, their mean")
+    slots: Annotated[int, Field(ge=0)] = key(
+        0, "for policy concurrency: the requests that one instance works on at once; 0: learned"
+    )
 
 
 class Nginx(_Section):

@@ -37,11 +37,14 @@ class Client:
     def delete(self, target: str) -> Document:
         return self._ask("DELETE", target)
 
-    def stream(self, target: str, query: Mapping[str, str] | None = None) -> Stream:
-        """Open an answer that arrives piece by piece."""
+    def stream(
+        self, target: str, query: Mapping[str, str] | None = None, *, body: Mapping[str, object] | None = None
+    ) -> Stream:
+        """Open an answer that arrives piece by piece, of a GET or, with a body, of a POST."""
         stream = Stream(self.path, self._patience)
         try:
-            stream.send("GET", _with_query(target, query), None)
+            sent = None if body is None else json.dumps(body).encode()
+            stream.send("GET" if sent is None else "POST", _with_query(target, query), sent)
             status, problem = stream.head()
             if status >= 300:
                 raise _refusal(status, problem, stream.rest(), target)

@@ -9,6 +9,7 @@ from hasupervisor.decide.health import is_accused, judge
 from hasupervisor.decide.repair import QUIET, Gate, Turn, advance
 from hasupervisor.decide.routing import is_routed, is_unrouted, proofs, table
 from hasupervisor.model import (
+    AUTOSCALER,
     Cause,
     Judged,
     Note,
@@ -196,12 +197,16 @@ def _paused(world: World) -> str | None:
 
 
 def _commanded(world: World) -> bool:
-    return any(o.state is OperationState.RUNNING for o in world.operations)
+    return any(_is_commanded(o) for o in world.operations)
+
+
+def _is_commanded(operation: Operation) -> bool:
+    return operation.state is OperationState.RUNNING and operation.by != AUTOSCALER
 
 
 def _by_hand(record: Record, world: World) -> bool:
     """Whether a running command of a person wants this instance moved: a pause does not hold that."""
-    running = [o for o in world.operations if o.state is OperationState.RUNNING]
+    running = [o for o in world.operations if _is_commanded(o)]
     if any(o.id == record.operation or record.name in o.targets for o in running):
         return True
     comes = record.incarnation is None and record.ended is None and not record.failures

@@ -14,7 +14,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from hasupervisor.model import Judged, Operation, OperationState
-from hasupervisor.report import document, parameters
+from hasupervisor.report import document, parameters, scaling
 from hasupervisor.report.answers import (
     Application,
     Receive,
@@ -33,6 +33,7 @@ from hasupervisor.report.desk import (
     DrillAsked,
     DryRun,
     NoSuch,
+    ReplayAsked,
     Unavailable,
     no_such_instance,
     no_such_operation,
@@ -75,6 +76,7 @@ def control_api(desk: Desk, stopping: asyncio.Event) -> Application:
         ("POST", "/v1/restart", ask.restart),
         ("GET", "/v1/autoscale", ask.autoscale),
         ("POST", "/v1/autoscale", ask.set_autoscale),
+        ("POST", "/v1/autoscale/replay", ask.replay),
         ("POST", "/v1/pause", ask.pause),
         ("POST", "/v1/resume", ask.resume),
         ("GET", "/v1/operations", ask.operations),
@@ -144,8 +146,12 @@ class _Requests:
 
     async def autoscale(self, request: Request) -> Response:
         parameters.query(request, parameters.Nothing)
-        snapshot = self._desk.status()
-        return answer({**document.autoscale(snapshot), "mode": snapshot.wants.mode})
+        return answer(scaling.whole(self._desk.status()))
+
+    async def replay(self, request: Request) -> Stream:
+        wanted = await parameters.body(request, parameters.Replay, parameters.MOST_TRACE)
+        lines = self._desk.replay(ReplayAsked(wanted.since, wanted.trace, wanted.policy, wanted.set))
+        return self._stream(_encoded(lines, lambda line: encode(scaling.replay_line(line))), LINES)
 
     async def operations(self, request: Request) -> Response:
         parameters.query(request, parameters.Nothing)
@@ -244,7 +250,7 @@ class _Requests:
     async def set_autoscale(self, request: Request) -> Response:
         wanted = await parameters.body(request, parameters.Autoscale)
         await self._desk.set_autoscale(wanted.enabled, by=await self._by(request))
-        return await self.autoscale(request)
+        return answer(scaling.whole(self._desk.status()))
 
     async def pause(self, request: Request) -> Response:
         wanted = await parameters.body(request, parameters.Pause)

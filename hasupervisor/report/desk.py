@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from hasupervisor.decide.autoscale.replay import Row, Total
 from hasupervisor.model import Operation, Pause
 from hasupervisor.report.snapshot import Snapshot
 
@@ -49,6 +50,16 @@ class DryRun:
     wanted: int  # then
     steps: tuple[str, ...]  # "start chatglm-03"
     refused: str | None = None  # why it would be refused
+
+
+@dataclass(frozen=True, slots=True)
+class ReplayAsked:
+    """Traffic to be played through a policy: what was recorded since then, or a trace of (second, requests/s, work)."""
+
+    since: float | None = None  # Unix seconds; None without a trace: the last hour
+    trace: Sequence[tuple[float, float, float]] | None = None
+    policy: str | None = None  # None: the one in force
+    changes: Mapping[str, float] = field(default_factory=dict)  # rules that differ from those in force
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,6 +160,9 @@ class Desk(Protocol):
         """What is done already stays done. Raises NoSuch, and Refused when it has ended already."""
 
     async def set_autoscale(self, enabled: bool, *, by: str) -> None: ...
+
+    def replay(self, asked: ReplayAsked) -> AsyncIterator[Row | Total]:
+        """A row for each sample period, then the total. Raises Invalid, NoSuch and Unavailable when iterated."""
 
     async def pause(self, for_s: float | None, reason: str, *, by: str) -> Pause: ...
 

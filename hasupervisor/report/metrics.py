@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import accumulate
 from typing import Protocol
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector, disable_created_metrics
 from prometheus_client.core import (
     CounterMetricFamily,
     GaugeMetricFamily,
+    HistogramMetricFamily,
     InfoMetricFamily,
     Metric,
     StateSetMetricFamily,
@@ -22,6 +24,13 @@ from hasupervisor.report.desk import Unavailable
 from hasupervisor.report.document import is_routed
 from hasupervisor.report.snapshot import Snapshot
 
+REASONS = {
+    "up": ("response_time_ms", "gpu_utilization", "connections", "in_flight", "queue", "bounds"),
+    "down": ("idle", "bounds"),
+    "held": ("held back",),
+}
+"""Why the autoscaler takes a step; a series that appears with its first step has no rate."""
+
 CYCLE_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
 
 
@@ -32,10 +41,30 @@ class Status(Protocol):
         """Raises Unavailable until the first cycle has ended."""
 
 
+class Durations(Protocol):
+    """Requests of one instance by how long they took, a count between each two bounds and above the last."""
+
+    @property
+    def counts(self) -> Sequence[int]: ...
+    @property
+    def sum_s(self) -> float: ...
+
+
+class Requests(Protocol):
+    """Users' requests that have ended, from the gateway's access log."""
+
+    @property
+    def buckets(self) -> Sequence[float]: ...
+    @property
+    def codes(self) -> Mapping[tuple[str, int], int]: ...
+    @property
+    def durations(self) -> Mapping[str, Durations]: ...
+
+
 class Metrics:
     """What is counted as it happens, and what is read from the picture when somebody asks."""
 
-    def __init__(self, desk: Status, version: str) -> None:
+    def __init__(self, desk: Status, version: str, requests: Requests | None = None) -> None:
         disable_created_metrics()  # type: ignore[no-untyped-call]
         self._registry = CollectorRegistry()
         self._cycles = Histogram(
@@ -49,8 +78,19 @@ class Metrics:
         )
         for result in ("ok", "failed"):
             self._reloads.labels(result)  # a series that appears with its first failure has no rate
+        self._decisions = Counter(
+            "chatglm_ha_scale_decisions",
+            "Steps of the autoscaler, and those that something held back",
+            ["direction", "reason"],
+            registry=self._registry,
+        )
+        for direction, reasons in REASONS.items():
+            for reason in reasons:
+                self._decisions.labels(direction, reason)
         ProcessCollector(namespace="chatglm_ha", registry=self._registry)
         self._registry.register(_Pictured(desk, version))
+        if requests is not None:
+            self._registry.register(_Logged(requests))
 
     def cycled(self, seconds: float) -> None:
         """A cycle has ended."""
@@ -60,10 +100,42 @@ class Metrics:
         """A reload of nginx has been confirmed by the new generation, or has failed."""
         self._reloads.labels("ok" if ok else "failed").inc()
 
+    def decided(self, direction: str, reason: str) -> None:
+        """The autoscaler has taken a step "up" or "down" for `reason`, or was "held" back."""
+        self._decisions.labels(direction, reason).inc()
+
     def exposition(self, accept: str) -> tuple[bytes, str]:
         """The text in the format that `accept` asks for, and its content type."""
         encoder, content_type = choose_encoder(accept)
         return encoder(self._registry), content_type
+
+
+class _Logged(Collector):
+    """The families that are read from the gateway's access log."""
+
+    def __init__(self, requests: Requests) -> None:
+        self._requests = requests
+
+    def collect(self) -> Iterable[Metric]:
+        codes = CounterMetricFamily(
+            "chatglm_ha_http_requests", "Users' requests by the status they got", labels=["instance", "code"]
+        )
+        for (instance, code), count in self._requests.codes.items():
+            codes.add_metric([instance, str(code)], count)
+        yield codes
+        durations = HistogramMetricFamily(
+            "chatglm_ha_http_request_duration_seconds",
+            "From a request's first byte to the last of its answer, waiting included",
+            labels=["instance"],
+        )
+        bounds = [*(str(float(bound)) for bound in self._requests.buckets), "+Inf"]
+        for instance, seen in self._requests.durations.items():
+            totals = list(accumulate(seen.counts))
+            durations.add_metric([instance], list(zip(bounds, totals, strict=True)), sum_value=seen.sum_s)
+        yield durations
+
+    def describe(self) -> Iterable[Metric]:
+        return ()
 
 
 class _Pictured(Collector):

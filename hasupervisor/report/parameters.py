@@ -5,13 +5,17 @@ from __future__ import annotations
 import difflib
 import json
 from collections.abc import Iterable
+from itertools import pairwise
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator
 from starlette.requests import Request
 
 MOST_BODY = 65536
 """Bytes."""
+
+MOST_TRACE = 4 * 2**20
+"""Bytes of a body with a trace: a line every ten seconds for a week, and more."""
 
 MOST_LINES = 100_000
 
@@ -63,6 +67,26 @@ class Autoscale(Parameters):
     enabled: bool
 
 
+_Amount = Annotated[float, Field(ge=0, le=1e9)]
+
+
+class Replay(Parameters):
+    since: Annotated[float | None, Field(ge=0, le=1e11)] = None
+    trace: Annotated[
+        tuple[Annotated[tuple[_Amount, _Amount, _Amount], Field(strict=False)], ...] | None,
+        Field(min_length=1, strict=False),
+    ] = None
+    policy: Literal["thresholds", "concurrency"] | None = None
+    set: dict[str, float] = {}
+
+    @field_validator("trace")
+    @classmethod
+    def in_order(cls, trace: tuple[tuple[float, float, float], ...] | None) -> object:
+        if trace is not None and any(one[0] >= later[0] for one, later in pairwise(trace)):
+            raise ValueError("its seconds should grow from line to line")
+        return trace
+
+
 def _one_line(text: str) -> str:
     """Shown on terminals later: without line ends and what else controls them."""
     return "".join(c if c.isprintable() else " " for c in text).strip()
@@ -93,13 +117,13 @@ class History(Parameters):
     follow: bool = False
 
 
-async def body(request: Request, model: type[_Model]) -> _Model:
-    """The JSON object of the request; none at all is an empty one. Raises Misunderstood."""
+async def body(request: Request, model: type[_Model], most: int = MOST_BODY) -> _Model:
+    """The JSON object of the request, of `most` bytes; none at all is an empty one. Raises Misunderstood."""
     raw = bytearray()
     async for chunk in request.stream():
         raw += chunk
-        if len(raw) > MOST_BODY:
-            raise Misunderstood([f"the body is longer than {MOST_BODY} bytes"], 413)
+        if len(raw) > most:
+            raise Misunderstood([f"the body is longer than {most} bytes"], 413)
     try:
         return model.model_validate_json(bytes(raw) or b"{}", strict=True)
     except ValidationError as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from hasupervisor.decide.autoscale.facts import Opinion, Sample
 from hasupervisor.model import (
     Colour,
     GatewayView,
@@ -41,6 +42,13 @@ class AutoscaleView:
     policy: str  # "thresholds" | "concurrency"
     sentence: str
     inputs: Mapping[str, float | None] = field(default_factory=dict)
+    opinions: Mapping[str, Opinion] = field(default_factory=dict)  # of each policy
+    slots: float | None = None  # what one instance carries
+    slots_how: str = ""  # where that is known from
+    windows: Mapping[str, float] = field(default_factory=dict)  # name -> seconds
+    samples: int = 0
+    latest: Sample | None = None
+    age_s: float | None = None  # of that
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,7 +29,8 @@ def refused(path: Path, env: dict[str, str], overrides: dict[str, object] | None
 def test_an_empty_file_is_the_defaults_that_are_promised_to_users(file: Path) -> None:
     promised = tomllib.loads(Path(__file__).with_name("promised.toml").read_text(encoding="utf-8"))
     described = load(file, {}).describe()
-    assert described["docker"].pop("reach") == "auto"  # the one key beyond the promise
+    assert described["docker"].pop("reach") == "auto"  # this key and the next are beyond the promise
+    assert described["autoscale"].pop("slots") == 0
     assert described == promised
 
 
@@ -246,6 +247,6 @@ def test_a_reload_of_a_bad_file_says_what_a_start_would_say(file: Path) -> None:
 
 
 def test_a_key_that_nothing_uses_yet_is_noticed_when_somebody_sets_it(file: Path) -> None:
-    file.write_text("[autoscale]\nup_connections = 60\n[health]\nfailures = 3\n", encoding="utf-8")
-    assert unused_keys(load(file, {})) == ["autoscale.up_connections"]
+    file.write_text("[gpu]\nmemory_gb = 8.0\n[health]\nfailures = 3\n", encoding="utf-8")
+    assert unused_keys(load(file, {})) == ["gpu.memory_gb"]
     assert unused_keys(Config()) == []

@@ -161,6 +161,66 @@ GPU: Document = {
 
 VERSION: Document = {"version": "0.1.0", "api": 1, "pid": 812, "started": "2026-11-24T03:00:00.000Z"}
 
+AUTOSCALE = {
+    "policy": "thresholds",
+    "desired": 2,
+    "sentence": "holding 2: the means are between the limits",
+    "inputs": {"connections_6": 12.5, "gpu_utilization_6": None},
+    "mode": "auto",
+    "bounds": {"min": 2, "max": 6},
+    "slots": {"count": 8, "how": "assumed"},
+    "windows": {"sample": 10.0, "evaluate": 30.0, "up": 60.0, "down": 120.0},
+    "samples": 7,
+    "latest": {"age_s": 4.2, "serving": 2, "in_flight": 25.0, "gpu_utilization": None},
+    "opinions": {
+        "thresholds": {
+            "desired": 2,
+            "sentence": "holding 2: the means are between the limits",
+            "held_back_by": None,
+            "inputs": {"connections_6": 12.5, "gpu_utilization_6": None},
+        },
+        "concurrency": {
+            "desired": 2,
+            "sentence": "holding 2: 3 would be wanted",
+            "held_back_by": "chatglm-03 is still on its way up",
+            "inputs": {"needed": 3.0},
+        },
+    },
+}
+
+
+def _row(at: int, qps: float, in_flight: float, serving: int, desired: int, wait: float, step: str | None) -> Document:
+    return {
+        "at": at,
+        "qps": qps,
+        "in_flight": in_flight,
+        "serving": serving,
+        "desired": desired,
+        "wait_p95_s": wait,
+        "response_time_ms": 500.0,
+        "step": step,
+    }
+
+
+REPLAY = [
+    _row(10, 2.0, 1.5, 2, 2, 0.0, None),
+    _row(20, 6.0, 9.0, 2, 3, 2.5, "2 -> 3: 9.0 in flight"),
+    _row(30, 6.0, 3.0, 3, 3, 1.0, None),
+    {
+        "total": {
+            "seconds": 30,
+            "requests": 140,
+            "steps": 1,
+            "turns": 0,
+            "most": 3,
+            "first_step_s": 15,
+            "wait_p95_s": 1.5,
+            "wait_worst_s": None,
+            "replica_minutes": 1.2,
+        }
+    },
+]
+
 HISTORY: list[Document] = [
     {
         "id": 811,

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from hasupervisor.decide.autoscale.replay import Row, Total
 from hasupervisor.model import Operation, OperationKind, OperationState, Pause, Wants
 from hasupervisor.report.desk import (
     ConfigView,
@@ -17,6 +18,7 @@ from hasupervisor.report.desk import (
     NginxReload,
     NginxTest,
     Refused,
+    ReplayAsked,
 )
 from hasupervisor.report.snapshot import Snapshot
 from tests.ctl import drills
@@ -99,6 +101,11 @@ class Clerk:
     async def set_autoscale(self, enabled: bool, *, by: str) -> None:
         self._tell("autoscale", enabled, by)
         self._want(replace(self.snapshot.wants, mode="auto" if enabled else "manual"))
+
+    async def replay(self, asked: ReplayAsked) -> AsyncIterator[Row | Total]:
+        self._tell("replay", asked)
+        yield Row(10.0, 1.5, 2.0, 2, 2, 0.0, 500.0)
+        yield Total(10.0, 15, 0, 0, 2, None, 0.0, 0.0, 0.333)
 
     async def pause(self, for_s: float | None, reason: str, *, by: str) -> Pause:
         self._tell("pause", for_s, reason, by)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from hasupervisor.decide.autoscale.facts import Opinion, Sample
 from hasupervisor.model import (
     Address,
     Colour,
@@ -127,7 +128,21 @@ SNAPSHOT = Snapshot(
     runtime_name="dockerd",
     runtime=RuntimeView(listed_at=NOW - 1),
     gateway=GatewayView(generation=41, live_generation=41, live=frozenset({_ADDRESS}), servers=1),
-    autoscale=AutoscaleView("thresholds", "holding 3: the means are between the thresholds", {"qps": 8.1234}),
+    autoscale=AutoscaleView(
+        "thresholds",
+        "holding 3: the means are between the thresholds",
+        {"qps": 8.1234},
+        opinions={
+            "thresholds": Opinion(3, "holding 3: the means are between the thresholds", {"qps": 8.1234}),
+            "concurrency": Opinion(3, "holding 3: 4 would be wanted", {"needed": 4.0}, "service.max is 3"),
+        },
+        slots=8.0,
+        slots_how="assumed",
+        windows={"sample": 10.0, "evaluate": 30.0, "up": 60.0, "down": 120.0},
+        samples=7,
+        latest=Sample(at=NOW - 4.0, serving=3, desired=3, in_flight=5.0, qps=8.1),
+        age_s=4.0,
+    ),
     bind="127.0.0.1",
     instances=(SERVING, BACKING_OFF, LOADING),
     traffic=TrafficView(in_flight=3, qps=4.2, mean_ms=900.0, p50_ms=800.0, p95_ms=1800.0),

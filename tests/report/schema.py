@@ -68,6 +68,58 @@ GPU = {
 
 AUTOSCALE = {"policy": {"thresholds", "concurrency"}, "desired": int, "sentence": str, "inputs": dict}
 
+OPINION = {"desired": int, "sentence": str, "held_back_by": Maybe(str), "inputs": dict}
+
+SAMPLE = {
+    "age_s": Maybe(NUMBER),
+    "serving": int,
+    "desired": int,
+    "starting": int,
+    **dict.fromkeys(
+        (
+            *("in_flight", "queued", "connections", "response_time_ms", "gpu_utilization", "qps", "cpu_percent"),
+            *("memory_percent", "gpu_memory_used_gb", "gpu_memory_total_gb"),
+        ),
+        Maybe(NUMBER),
+    ),
+}
+
+AUTOSCALE_WHOLE = {
+    **AUTOSCALE,
+    "mode": {"auto", "manual"},
+    "bounds": {"min": int, "max": int},
+    "slots": Maybe({"count": NUMBER, "how": str}),
+    "windows": {"sample": NUMBER, "evaluate": NUMBER, "up": NUMBER, "down": NUMBER},
+    "samples": int,
+    "latest": Maybe(SAMPLE),
+    "opinions": {"thresholds": OPINION, "concurrency": OPINION},
+}
+
+REPLAY_ROW = {
+    "at": NUMBER,
+    "qps": NUMBER,
+    "in_flight": NUMBER,
+    "serving": int,
+    "desired": int,
+    "wait_p95_s": Maybe(NUMBER),
+    "response_time_ms": Maybe(NUMBER),
+    "step": Maybe(str),
+}
+
+REPLAY_TOTAL = {
+    "total": {
+        "seconds": NUMBER,
+        "requests": int,
+        "steps": int,
+        "turns": int,
+        "most": int,
+        "first_step_s": Maybe(NUMBER),
+        "wait_p95_s": Maybe(NUMBER),
+        "wait_worst_s": Maybe(NUMBER),
+        "replica_minutes": NUMBER,
+    }
+}
+
 STATUS = {
     "schema": {1},
     "service": str,

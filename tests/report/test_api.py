@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import re
 from dataclasses import replace
@@ -16,7 +17,7 @@ from structlog.testing import capture_logs
 from hasupervisor.model import OperationState, State
 from hasupervisor.report import answers
 from hasupervisor.report import api as api_module
-from hasupervisor.report.desk import Failed, Invalid, Refused, Unavailable
+from hasupervisor.report.desk import Failed, Invalid, Refused, ReplayAsked, Unavailable
 from tests.report import schema
 from tests.report.clerk import Clerk, Line
 from tests.report.example import SNAPSHOT, WALL, judged
@@ -170,11 +171,30 @@ async def test_a_defect_is_500_without_its_inside_and_is_logged_with_the_word_bu
 async def test_the_autoscaler_is_shown_and_switched() -> None:
     async with served() as ha:
         found = (await ha.client.get("/v1/autoscale")).json()
-        assert conforms(found, {**schema.AUTOSCALE, "mode": {"auto"}})
+        assert conforms(found, {**schema.AUTOSCALE_WHOLE, "mode": {"auto"}})
         assert found["inputs"] == {"qps": 8.123}
         found = (await ha.client.post("/v1/autoscale", json={"enabled": False})).json()
-        assert conforms(found, {**schema.AUTOSCALE, "mode": {"manual"}})
+        assert conforms(found, {**schema.AUTOSCALE_WHOLE, "mode": {"manual"}})
         assert ha.clerk.told == [("autoscale", False, me())]
+
+
+async def test_a_replay_is_streamed_line_by_line_and_ends_with_its_total() -> None:
+    asked = {"trace": [[0, 1.5, 0.5], [60, 3, 0.5]], "policy": "concurrency", "set": {"slots": 4}}
+    async with served() as ha:
+        answered = await ha.client.post("/v1/autoscale/replay", json=asked)
+        rows = [json.loads(line) for line in answered.text.splitlines()]
+        assert conforms(rows[0], schema.REPLAY_ROW)
+        assert conforms(rows[-1], schema.REPLAY_TOTAL)
+        trace = ((0.0, 1.5, 0.5), (60.0, 3.0, 0.5))
+        assert ha.clerk.told == [("replay", ReplayAsked(None, trace, "concurrency", {"slots": 4.0}))]
+
+
+async def test_a_trace_out_of_order_is_not_understood() -> None:
+    async with served() as ha:
+        for trace in ([[60, 1, 1], [0, 1, 1]], [], [[0, -1, 1]], [[0, 1]]):
+            answered = await ha.client.post("/v1/autoscale/replay", json={"trace": trace})
+            assert answered.status_code == 400
+        assert ha.clerk.told == []
 
 
 async def test_pause_and_resume() -> None:

@@ -1,0 +1,66 @@
+"""The autoscaler on a real host: from two to what a load needs and back, and not one request is lost on the way."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.real.daemon import PATIENT, Daemon, Document, Settings, as_processes, daemon
+from tests.real.pressure import pressure
+
+SLOTS = {"SERVICE_S": "0.5", "SLOTS": "4"}  # 8 requests a second and instance
+RATE = 24.0  # what four of them carry at three quarters of what they can, and two do not
+
+QUICK: Settings = {
+    "service": {"instances": 2, "min": 2, "max": 6},
+    "autoscale": {
+        "enabled": True,
+        "policy": "thresholds",
+        "sample": 1.0,
+        "evaluate": 1.0,
+        "up_samples": 3,
+        "down_samples": 4,
+        "up_response_time_ms": 900,
+        "down_response_time_ms": 800,
+        "up_connections": 5,
+        "down_connections": 3,
+    },
+}
+
+
+@pytest.fixture
+def host(standin_server: Path, port_range: Callable[[int], range]) -> Iterator[Daemon]:
+    with daemon(port_range(20), PATIENT, as_processes(standin_server, SLOTS), QUICK) as host:
+        host.start()
+        host.wait_until_green()
+        yield host
+
+
+def steps(host: Daemon) -> list[Document]:
+    return [e for e in host.history() if e["subject"] == "autoscale" and e["event"] == "scale"]
+
+
+def is_back(status: Document) -> bool:
+    return bool(status["desired"] == status["serving"] == len(status["instances"]) == 2)
+
+
+@pytest.mark.timeout(180)
+def test_a_load_that_needs_more_gets_more_and_they_go_after_it_without_a_lost_request(host: Daemon) -> None:
+    with pressure(host.gateway, RATE) as load:
+        host.wait_for(lambda status: status["serving"] >= 4, "as many serve as the load needs", within=40.0)
+        shown = host.hactl("autoscale", "status")
+    assert load.result.failures == []
+    assert load.result.sent > 50
+    assert "thresholds" in shown.out
+    assert "concurrency" in shown.out
+    host.wait_for(is_back, "two again", within=60.0)
+    taken = steps(host)
+    up = [step for step in taken if int(step["sentence"][5]) > int(step["sentence"][0])]
+    assert len(up) >= 2
+    assert all(step["by"] == "autoscaler" for step in taken)
+    assert all("ms response time" in step["sentence"] or "connections" in step["sentence"] for step in taken)
+    assert host.metrics()['chatglm_ha_scale_decisions_total{direction="down",reason="idle"}'] == len(taken) - len(up)
+    told = {name: value for name, value in host.metrics().items() if name.startswith("chatglm_ha_http_requests_total")}
+    assert sum(value for name, value in told.items() if 'code="200"' in name) >= load.result.sent
