@@ -177,6 +177,7 @@ def _gate(seen: Seen, world: World, around: _Around) -> Gate:
         list_is_old=_list_is_old(seen, world),
         routed=routed,
         unrouted=fact is None or is_unrouted(fact.address, world.gateway),
+        last=around.last,
         keep_routed=around.last or around.unheard,
         unheard=around.unheard,
         works=seen.traffic.in_flight_known and seen.traffic.in_flight > 0,

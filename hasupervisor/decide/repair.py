@@ -54,6 +54,7 @@ class Gate:
     list_is_old: bool = False  # the runtime's list was made before the last step on this instance ended
     routed: bool = False  # nginx may send it new requests, as far as is proven
     unrouted: bool = True  # nginx sends it nothing new, proven
+    last: bool = False  # nobody else serves well
     keep_routed: bool = False  # nobody else is good: leave it in rotation although suspect
     unheard: bool = False  # nobody answers probes, for one cause outside them: those that served may well serve
     works: bool = False  # users' work is known to be in it
@@ -90,14 +91,20 @@ def advance(seen: Seen, verdict: Verdict, gate: Gate) -> Turn:
 
 
 def fail(record: Record, reason: str, gate: Gate, ended: str | None) -> Record:
-    """Counts one failed life, once: the next try backs off with jitter, or the instance is parked."""
+    """Counts one failed life, once: the next try backs off with jitter, or the instance is parked.
+
+    One that served while nobody else did is tried again within `backoff`, however often it has failed.
+    """
     if ended is not None and ended == record.ended:
         return replace(record, in_rotation=False, serving_since=None, incarnation=None)
     failures = (*record.failures, gate.now)
     served = record.serving_since is not None
     count = len(failures)
-    parked = count >= gate.policy.attempts
+    needed = served and gate.last  # users wait for it: it is neither given up nor kept waiting for long
+    parked = count >= gate.policy.attempts and not needed
     delay = 0.0 if served and count == 1 else _backoff(count, gate)
+    if needed:
+        delay = min(delay, gate.policy.backoff)
     return replace(
         record,
         failures=failures,
@@ -370,7 +377,9 @@ def backoff_sentence(record: Record, gate: Gate) -> str:
     """ "backing off: exited 1, try 4 of 5 in 40 s"."""
     reason = record.last_failure.reason if record.last_failure else "failed"
     left = max(0.0, (record.retry_at or gate.now) - gate.now)
-    return f"backing off: {reason}, try {len(record.failures) + 1} of {gate.policy.attempts} in {left:.0f} s"
+    number, limit = len(record.failures) + 1, gate.policy.attempts
+    which = f"try {number} of {limit}" if number <= limit else f"try {number}, as nobody else serves,"
+    return f"backing off: {reason}, {which} in {left:.0f} s"
 
 
 def parked_sentence(record: Record, gate: Gate) -> str:
