@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -41,6 +42,7 @@ class Dockerd:
         self.rng = rng
         self.traits = traits
         self.lives: dict[str, Life] = {}
+        self.births: Counter[str] = Counter()  # lives by name, those that could not be begun as well
         self.buried: dict[str, Life] = {}  # by runtime_id: every life there was, for whoever asks about the past
         self.down_until = 0.0
         self.late_until = 0.0  # events are lost until then: only the periodic list tells
@@ -101,11 +103,13 @@ class Dockerd:
     def _late_start(self, step: Step) -> None:
         if step.name not in self.lives:
             self._tell(f"dockerd starts {step.name} late")
+            self.births[step.name] += 1
             life = self._create(step.name, step.port)
             life.late = True
             self._launch(life)
 
     def _start(self, step: Step, alive: Alive, ended: Ended) -> None:
+        self.births[step.name] += 1
         if self.engine.now < self.launch_fails.get(step.name, 0.0):
             self.engine.after(0.3, lambda: ended(Answer(error="no such image: sim:1")))
             return
@@ -229,7 +233,7 @@ class Dockerd:
         self.lies, self.lies_until = miss, max(self.lies_until, self.engine.now + seconds)
         for life in self.lives.values():
             life.lied_at = self.engine.now if life.lie is None else life.lied_at
-            life.lie, life.bad_at = miss, self.engine.now
+            life.lie, life.lie_share, life.bad_at = miss, 1.0, self.engine.now
         self.engine.after(seconds, self._stop_lying)
 
     def _stop_lying(self) -> None:

@@ -105,13 +105,24 @@ def slow_down(host: Host) -> None:
 def lie_about_one(host: Host) -> None:
     if (life := _one(host)) is not None:
         life.lie, life.bad_at, life.lied_at = host.rng.choice(LIES), host.engine.now, host.engine.now
+        life.lie_share = host.rng.choice((1.0, 1.0, 0.3))
 
         def stop() -> None:
             life.lie = host.dockerd.lies if host.engine.now < host.dockerd.lies_until else None
+            life.lie_share = 1.0
             life.bad_at = host.engine.now
 
         seconds = _later(host, 1.0, 60.0, stop)
-        host.tell(f"FAULT health questions to {life.name} fail ({life.lie}) for {seconds:.1f} s")
+        how = "fail" if life.lie_share >= 1.0 else "fail now and then"
+        host.tell(f"FAULT health questions to {life.name} {how} ({life.lie}) for {seconds:.1f} s")
+
+
+def sicken_and_lie(host: Host) -> None:
+    """Says that it is unhealthy, and a part of its answers is lost."""
+    if (life := _one(host)) is not None:
+        life.become(Mode.SICK)
+        life.lie, life.lie_share, life.lied_at = Miss.BROKEN, 0.3, host.engine.now
+        host.tell(f"FAULT {life.name} is sick for good, and answers now and then only")
 
 
 def lie_about_all(host: Host) -> None:
@@ -223,6 +234,7 @@ FAULTS: tuple[tuple[Fault, float], ...] = (
     (freeze_two, 0.7),
     (wedge, 1.2),
     (sicken, 1.2),
+    (sicken_and_lie, 0.5),
     (poison, 1.0),
     (slow_down, 1.0),
     (lie_about_one, 1.5),

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from hasupervisor.model import Address, Cause, OperationKind, OperationState, Phase, Plan, State, Step, StepKind
+from hasupervisor.model import Address, Cause, OperationKind, OperationState, Phase, Plan, Said, State, Step, StepKind
 from tests.sim.dockerd import HOST, STICKS
 from tests.sim.host import Daemon, Host
 from tests.sim.ledger import Ledger
@@ -92,6 +92,18 @@ def a_bad_one_is_taken_out(m: Moment) -> Iterator[str]:
             yield f"{name} is {what} and stays in the routing for more than {bound:.1f} s, while others can serve"
 
 
+@cycle("1: whoever says that it is unhealthy is not routed while others can serve")
+def a_sick_one_stays_out(m: Moment) -> Iterator[str]:
+    probes = m.daemon.prober.views()
+    routed = {route.name: route.address for route in m.plan.routing.routes}
+    sick = [name for name in routed if name in probes and probes[name].said is Said.UNHEALTHY]
+    others = [life for life in m.host.lives() if _heard(life) and life.address in routed.values()]
+    for name in m.daemon.loop.records():
+        wrong = m.daemon.loop.settled and bool(others) and name in sick and not _most_are_bad(m)
+        if m.ledger.lasting(("sick", name), wrong, m.now) > 1.2:
+            yield f"{name} has said that it is unhealthy and is in the routing"
+
+
 def _heard(life: Life) -> bool:
     """Able to serve, and its probes say so."""
     queued = life.traits.behind_queue and len(life.running) >= life.traits.slots
@@ -163,9 +175,10 @@ def healing_needs_a_cause(m: Moment, s: Step) -> Iterator[str]:
     waited = m.now - max(life.completed_at or 0.0, life.started_at or 0.0)
     if not blamed and not (silent and waited >= p.hang_after):
         yield f"{s.name} was fine and {'busy' if life.users else 'idle'}, but was given {s.kind}: {s.why}"
-    works = life.users > 0 and life.completed_at is not None and m.now - life.completed_at < p.timeout / 2
-    if works and m.now - life.bad_at > p.timeout and s.kind is StepKind.KILL:
-        yield f"{s.name} was busy, had answered somebody less than {p.timeout / 2:.1f} s ago, and was killed: {s.why}"
+    answered = life.completed_at if life.completed_at is not None else float("-inf")
+    works = life.users > 0 and answered > max(m.now - p.timeout + 0.05, m.daemon.began)
+    if works and s.kind is StepKind.KILL:
+        yield f"{s.name} was busy, had answered somebody {m.now - answered:.1f} s ago, and was killed: {s.why}"
 
 
 @step("2: at most one instance that could serve is disturbed at a time")
@@ -267,6 +280,13 @@ def retries_back_off(m: Moment, s: Step) -> Iterator[str]:
     due = 0.0 if failed == 1 and tries.served_before else min(p.backoff * 2 ** (failed - 1), p.backoff_max) * 0.75
     if waited < min(due, p.park_retry or due) - 0.1:
         yield f"{s.name} has failed {failed} times and is started again after {waited:.2f} s, {due:.2f} s are due"
+
+
+@cycle("5: a life fails once, and every failure is that of a life")
+def a_life_fails_once(m: Moment) -> Iterator[str]:
+    for name, (count, births) in m.ledger.grown.items():
+        if m.host.dockerd.births[name] == births:
+            yield f"{name} has {count} failures written down, but has lived {births} lives by the last of them but one"
 
 
 @cycle("5: the count is reset by healthy serving alone")

@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Hashable
 from dataclasses import dataclass, field
 
-from hasupervisor.model import Cause, OperationKind, OperationState, Step, StepKind, VerdictKind
+from hasupervisor.model import Cause, OperationKind, OperationState, State, Step, StepKind, VerdictKind
 from tests.sim.host import Daemon, Host
 from tests.sim.lives import Life
 
@@ -40,6 +40,8 @@ class Ledger:
         self.served_at_start: frozenset[str] = frozenset()
         self.routed_at_start: frozenset[str] = frozenset()  # a stale file may route a new life: nobody can know
         self.joined: set[str] = set()  # lives that have been routed
+        self.grown: dict[str, tuple[int, int]] = {}  # names with one failure more: how many, and births at the last
+        self._failed_at: dict[str, tuple[int, int]] = {}  # how many failures were written down, after how many births
         self._counted: set[str] = set()
         self._fresh: list[str] = []
         self._operations: dict[str, str | None] = {}
@@ -94,7 +96,7 @@ class Ledger:
         tries.served_before = tries.needed = False
 
     def cycled(self, daemon: Daemon) -> None:
-        """Before the checks of this cycle."""
+        """After a cycle, before its checks."""
         records = daemon.loop.records()
         for name in self._fresh:  # the step came before the plan of its cycle was to be seen
             self.tries[name].needed |= self._nobody_else_serves(daemon, name)
@@ -108,11 +110,27 @@ class Ledger:
                 if record is not None and record.leaving is None and record.ended == life.runtime_id:
                     self._failed(daemon, life)
                 self._counted.add(life.runtime_id) if record is not None and record.ended == life.runtime_id else None
+        self._growth(daemon)
         for name in [name for name in self.tries if name not in records]:
             del self.tries[name]
         self.forgive(daemon)
         self.disturbed = {name for name in self.disturbed if self._still_out(daemon, name)}
         self.lies()
+
+    def _growth(self, daemon: Daemon) -> None:
+        """Who has failed once more, by what is written down."""
+        self.grown.clear()
+        before, self._failed_at = self._failed_at, {}
+        steps = daemon.loop.latest.steps if daemon.loop.latest is not None else ()
+        begun = {step.name for step in steps if step.kind is StepKind.START}
+        for name, record in daemon.loop.records().items():
+            count, births = len(record.failures), self.host.dockerd.births[name] - (name in begun)
+            known, at = before.get(name, (0, -1))
+            if count > known > 0:
+                self.grown[name] = count, at
+            if record.state is State.SERVING:
+                at = -1  # what could not be ended has recovered: it may fail again
+            self._failed_at[name] = (count, births if count > known else at)
 
     def forgive(self, daemon: Daemon) -> None:
         """A person who restarts an instance forgives its failures; each when its turn has come."""

@@ -64,6 +64,7 @@ class Life:
     mode: Mode = Mode.FINE
     slow: float = 1.0  # answers take this many times longer
     lie: Miss | None = None  # health questions fail although it is fine
+    lie_share: float = 1.0  # of them
     lied_at: float = 0.0  # since when they do
     loaded: bool = False
     leaves: bool = False  # has got SIGTERM

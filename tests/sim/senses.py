@@ -218,7 +218,7 @@ class Prober:
             return Miss.REFUSED, Said.HEALTHY, 0.001
         if life.standing and life.mode is not Mode.WEDGED:
             return Miss.SILENT, Said.HEALTHY, self._timeout
-        if life.lie is not None:
+        if life.lie is not None and (life.lie_share >= 1.0 or self._rng.random() < life.lie_share):
             return life.lie, Said.HEALTHY, 0.002
         if not life.loaded:
             return None, Said.LOADING, quick
