@@ -102,6 +102,8 @@ def a_sick_one_stays_out(m: Moment) -> Iterator[str]:
         wrong = m.daemon.loop.settled and bool(others) and name in sick and not _most_are_bad(m)
         if m.ledger.lasting(("sick", name), wrong, m.now) > 1.2:
             yield f"{name} has said that it is unhealthy and is in the routing"
+        if wrong and name not in m.ledger.routed_before:
+            yield f"{name} has said that it is unhealthy and is taken into the routing"
 
 
 def _heard(life: Life) -> bool:

@@ -39,6 +39,7 @@ class Ledger:
         self.restarted_in_common_cause: set[str] = set()
         self.served_at_start: frozenset[str] = frozenset()
         self.routed_at_start: frozenset[str] = frozenset()  # a stale file may route a new life: nobody can know
+        self.routed_before: frozenset[str] = frozenset()  # names, by the plan before
         self.joined: set[str] = set()  # lives that have been routed
         self.grown: dict[str, tuple[int, int]] = {}  # names with one failure more: how many, and births at the last
         self._failed_at: dict[str, tuple[int, int]] = {}  # how many failures were written down, after how many births

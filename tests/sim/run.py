@@ -40,6 +40,7 @@ class Judge(Watch):
         for sentence, check in EVERY_CYCLE:
             for wrong in check(moment):
                 self.fault(sentence, wrong)
+        self.ledger.routed_before = frozenset(route.name for route in plan.routing.routes)
 
     def stepped(self, daemon: Daemon, step: Step) -> None:
         self.ledger.forgive(daemon)
