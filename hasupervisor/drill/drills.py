@@ -157,14 +157,7 @@ class Drills:
             socket=str(settings.socket.absolute()),
             path="",
         )
-        if fault is Fault.DAEMON:
-            order = replace(order, target=processes.identify(os.getpid()))
-        elif fault is Fault.GATEWAY:
-            order = replace(order, target=await aim.at_master(settings.nginx))
-        elif target is not None:
-            order = replace(order, target=aim.at_instance(target, in_container=settings.in_containers))
-        if fault is Fault.SICK and target is not None:
-            order = replace(order, address=await _hooked(target))
+        order = await _aimed(order, target, settings)
         around = safety.Around(settings.nginx.mode, self._supervised, self._users_qps)
         pid = order.target.pid if order.target is not None else None
         return order, DrillPlan(
@@ -282,6 +275,18 @@ def _target(fault: Fault, name: str | None, snapshot: Snapshot) -> Judged | None
     if found is None:
         raise no_such_instance(name, [judged.record.name for judged in snapshot.instances])
     return found
+
+
+async def _aimed(order: Order, target: Judged | None, settings: DrillSettings) -> Order:
+    """With the process that the signals go to, and where an instance takes the order to be sick. Raises Refused."""
+    if order.fault is Fault.DAEMON:
+        return replace(order, target=processes.identify(os.getpid()))
+    if order.fault is Fault.GATEWAY:
+        return replace(order, target=await aim.at_master(settings.nginx))
+    if target is None:
+        return order
+    process = aim.at_instance(target, in_container=settings.in_containers)
+    return replace(order, target=process, address=await _hooked(target) if order.fault is Fault.SICK else None)
 
 
 async def _hooked(target: Judged) -> Address:

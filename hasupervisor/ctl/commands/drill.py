@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import chain
 from typing import Any
 
@@ -99,18 +99,19 @@ def command(
         raise click.UsageError(f"{fault} is no instance's fault, so it takes no name", ctx=ctx)
     asked = {"fault": fault, "name": name, "rate": rate, "seconds": seconds}
     body = {key: value for key, value in asked.items() if value is not None}
-    if dry_run or not yes:
-        plan = settings.client.post("/v1/drill", {**body, "dry_run": True}, patience=SLOW_ANSWER_S)
-        if dry_run:
-            return _show_plan(settings, plan)
-        _ask(ctx, plan, force=force)
+    if dry_run:
+        return _show_plan(settings, _plan(settings, body))
+    if not yes:
+        _ask(ctx, _plan(settings, body), force=force)
     sheet = settings.client.post("/v1/drill", {**body, "force": force}, patience=SLOW_ANSWER_S)
-    if no_wait:
-        return _leave(settings, sheet)
-    return _follow_and_tell(settings, sheet)
+    return _leave(settings, sheet) if no_wait else _follow_and_tell(settings, sheet)
 
 
 # --- before it begins -------------------------------------------------------------------------------------------------
+
+
+def _plan(settings: Settings, body: Mapping[str, object]) -> Document:
+    return settings.client.post("/v1/drill", {**body, "dry_run": True}, patience=SLOW_ANSWER_S)
 
 
 def _ask(ctx: click.Context, plan: Document, *, force: bool) -> None:
