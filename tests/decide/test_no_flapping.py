@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hasupervisor.decide.autoscale.facts import Lesson, Sample
+from hasupervisor.decide.autoscale.guards import with_lesson
 from hasupervisor.decide.autoscale.judge import Judge
 from hasupervisor.decide.autoscale.replay import Host, Row, Total, Traffic, recorded, replay
 from tests.decide.scaling_facts import NOW, RULES, quiet, samples, situation
@@ -96,6 +97,15 @@ def test_a_lesson_keeps_the_count_until_there_are_fewer_requests() -> None:
     assert judge.opinion(situation(3), NOW).desired == 2
     judge.lessons = (Lesson(2, 11.0, NOW - 3601),)
     assert judge.opinion(situation(3), NOW).desired == 2
+
+
+def test_a_lesson_that_comes_again_holds_twice_as_long() -> None:
+    once = with_lesson((), Lesson(2, 10.0, NOW))
+    twice = with_lesson(once, Lesson(2, 11.0, NOW + 3700))
+    other = with_lesson(twice, Lesson(3, 20.0, NOW + 3800))
+    assert [(lesson.serving, lesson.holds) for lesson in other] == [(2, 7200.0), (3, 3600.0)]
+    late = with_lesson(other, Lesson(2, 10.0, NOW + 100_000))
+    assert next(lesson.holds for lesson in late if lesson.serving == 2) == 3600.0
 
 
 def test_a_decision_is_made_when_it_is_due_and_teaches() -> None:

@@ -64,6 +64,7 @@ class Lesson:
     serving: int
     qps: float
     at: float
+    holds: float = 3600.0  # seconds; answers may be shorter by then, or the instances faster
 
 
 @dataclass(frozen=True, slots=True)

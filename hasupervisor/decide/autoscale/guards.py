@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from hasupervisor.decide.autoscale.facts import Lesson, Opinion, Rules, Situation
 
-LESSON_HOLDS = 3600.0
-"""Seconds for which a lesson holds: answers may be shorter by then, or the instances faster."""
+LONGEST_LESSON = 86_400.0
+"""Seconds that a lesson holds at most; each time that it is taught again, it holds twice as long."""
 
 LESS = 0.7
 """The share of the requests a second that were too many, up to which fewer instances are tried again."""
@@ -69,7 +70,7 @@ def lesson_against(situation: Situation, qps: float | None, now: float) -> str |
     """Why so few as are left would be too few again, or None."""
     after = left_serving(situation)
     for lesson in reversed(situation.lessons):
-        if lesson.serving < after or now - lesson.at > LESSON_HOLDS:
+        if lesson.serving < after or now - lesson.at > lesson.holds:
             continue
         minutes = (now - lesson.at) / 60
         if qps is None or qps > LESS * lesson.qps:
@@ -79,8 +80,11 @@ def lesson_against(situation: Situation, qps: float | None, now: float) -> str |
 
 
 def with_lesson(lessons: tuple[Lesson, ...], lesson: Lesson) -> tuple[Lesson, ...]:
-    """The lessons with one more; the last of each count is kept."""
-    return (*(old for old in lessons if old.serving != lesson.serving), lesson)
+    """The lessons with one more; the last of each count is kept, and one that comes again holds longer."""
+    again = any(old.serving == lesson.serving and lesson.at - old.at < 2.0 * old.holds for old in lessons)
+    held = max((old.holds for old in lessons if old.serving == lesson.serving), default=lesson.holds)
+    holds = min(2.0 * held, LONGEST_LESSON) if again else lesson.holds
+    return (*(old for old in lessons if old.serving != lesson.serving), replace(lesson, holds=holds))
 
 
 def _why_not_more(situation: Situation, rules: Rules) -> str | None:

@@ -49,7 +49,7 @@ class Row:
     desired: int
     wait_p95_s: float  # of what arrived in it: how long it will have queued
     response_time_ms: float | None
-    step: str | None = None  # the sentence of a step that was taken in it
+    step: str | None = None  # the sentences of the steps that were taken in it
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,7 +220,8 @@ class _Replay:
         self._first_step = now if self._first_step is None else self._first_step
         self._desired = opinion.desired
         self._most = max(self._most, self._desired)
-        self._period.step = opinion.sentence
+        earlier = self._period.step
+        self._period.step = opinion.sentence if earlier is None else f"{earlier}; then {opinion.sentence}"
         self._plant.resize(self._desired, now)
 
     def _total(self, seconds: float) -> Total:
