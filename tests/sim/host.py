@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import logging
 import random
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-
-import structlog
 
 from hasupervisor.loop import PACE, Loop, Parts, Remembered
 from hasupervisor.memory.rows import lasting
@@ -33,8 +30,6 @@ from tests.sim.lives import Life, Traits
 from tests.sim.nginx import AccessLog, Gateway, Nginx
 from tests.sim.senses import Hands, Picture, Prober
 from tests.sim.users import Request, Users
-
-structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
 
 WALL = 1_700_000_000.0 - 1000.0
 """Added to virtual monotonic time, it is the virtual wall clock."""

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import multiprocessing
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
+
+import structlog
 
 from hasupervisor.model import Plan, Step
 from tests.sim.host import Daemon, Host, Watch
@@ -83,6 +87,17 @@ class Result:
     violation: str | None = None
 
 
+@contextlib.contextmanager
+def _quietly() -> Iterator[None]:
+    """Without the daemon's log, which the host's own events tell better; afterwards it is as it was for other tests."""
+    before = structlog.get_config()
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
+    try:
+        yield
+    finally:
+        structlog.configure(**before)
+
+
 def run_seed(seed: int, hours: float, *, verbose: bool = False) -> Result:
     """One seed, for so many simulated hours or until a violation; defects that raise are violations too."""
     began = time.process_time()
@@ -91,7 +106,8 @@ def run_seed(seed: int, hours: float, *, verbose: bool = False) -> Result:
     schedule = Schedule(host)
     violation: str | None = None
     try:
-        schedule.run(hours)
+        with _quietly():
+            schedule.run(hours)
     except Violation as error:
         violation = str(error)
     except Exception as error:  # a defect of decisions shows as any exception: it is told with its seed
