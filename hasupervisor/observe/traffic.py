@@ -31,6 +31,7 @@ class _Upstream:
     runtime_id: str = ""  # empty: nobody has said who lives there
     name: str = NOBODY
     heard_at: float = 0.0  # when a line last spoke of it
+    since: float = float("-inf")  # when this life was first seen
     completed_at: float | None = None
     bytes_at: float | None = None
     errors_in_row: int = 0
@@ -41,7 +42,8 @@ class Traffic:
     """Counts what users get, by address and in total, over the last minute.
 
     Every try in a line counts for the address it went to: a failed one is evidence against that address, though the
-    user was served by another. 503 is an instance's word for "full": it is in `error_rate`, but neither adds to
+    user was served by another; a request is logged when it ends, so a try that ended before this life began is the one
+    before's. 503 is an instance's word for "full": it is in `error_rate`, but neither adds to
     `errors_in_row` nor ends it, so that an overload makes nobody suspect. A stream that was cut is logged by nginx like
     one that ended well. Lines that nginx dropped cannot be seen; `lost` counts those that could not be read.
 
@@ -91,7 +93,7 @@ class Traffic:
         for key, (runtime_id, name) in lives.items():
             known = self._upstreams.get(key)
             if known is None or known.runtime_id not in ("", runtime_id):
-                self._upstreams[key] = _Upstream(Window(now), runtime_id, name, now)
+                self._upstreams[key] = _Upstream(Window(now), runtime_id, name, now, now)
             else:
                 known.runtime_id, known.name = runtime_id, name
         for key, upstream in list(self._upstreams.items()):
@@ -166,28 +168,32 @@ class Traffic:
         last = self._upstreams.get(request.tries[-1].address) if request.tries else None
         name = last.name if last is not None else NOBODY
         self.tally.add(name, request.status, request.seconds, latency_s, request.sent)
+        ended = now - sum(tried.seconds or 0.0 for tried in request.tries)
         for tried in request.tries:
-            self._count_try(tried, request, now)
+            ended += tried.seconds or 0.0
+            self._count_try(tried, request, ended, now)
 
-    def _count_try(self, tried: Try, request: Request, now: float) -> None:
+    def _count_try(self, tried: Try, request: Request, ended: float, now: float) -> None:
         upstream = self._upstreams.get(tried.address)
         if upstream is None:
             if ":" not in tried.address:  # the upstream's own name: nginx had nobody to try
                 return
             upstream = self._upstreams[tried.address] = _Upstream(Window(now))
         upstream.heard_at = now
+        if ended < upstream.since:
+            return  # the life before fell over it, and it has waited for another one since
         failed = tried.status is not None and tried.status >= 500
         well = tried.status is not None and not failed
         latency = tried.first_byte_s if request.stream else tried.seconds
         upstream.window.add(now, latency if well else None, failed)
         if tried.first_byte_s is not None:
-            upstream.bytes_at = now
+            upstream.bytes_at = ended
         if well:
-            upstream.completed_at = now
+            upstream.completed_at = ended
             upstream.errors_in_row = 0
         elif failed and tried.status != OVERLOADED:
             upstream.errors_in_row += 1
-            upstream.errored_at = now
+            upstream.errored_at = ended
             if upstream.errors_in_row <= A_ROW:
                 self._on_errors()
 

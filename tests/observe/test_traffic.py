@@ -102,6 +102,26 @@ async def test_a_failed_try_counts_against_its_instance_though_the_user_was_serv
     heard.traffic.close()
 
 
+async def test_a_request_that_waited_after_one_life_fell_over_it_is_no_evidence_against_the_next(heard: Heard) -> None:
+    heard.traffic.start()
+    heard.traffic.follow([fact(ONE, "a")])
+    heard.clock.now += 60.0
+    heard.traffic.follow([fact(ONE, "b")])
+    heard.clock.now += 5.0
+    room = "127.0.0.1:9181"
+    waited = line(
+        rt=8.5, ua=f"{ONE} : {room} : {TWO}", us="502 : 200 : 200", uht="- : 8.0 : 0.3", urt="0.2 : 8.0 : 0.3"
+    )
+    await heard.says(waited, waited, waited)
+    assert (heard.view().errors_in_row, heard.view().error_rate, heard.view(TWO).completed_at) == (0, 0.0, 1065.0)
+    own = line(rt=4.5, ua=f"{ONE} : {room} : {TWO}", us="502 : 200 : 200", uht="- : 4.0 : 0.3", urt="0.2 : 4.0 : 0.3")
+    await heard.says(own)
+    view = heard.view()
+    assert (view.errors_in_row, view.error_rate) == (1, 1.0)
+    assert view.errored_at == pytest.approx(1060.7), "it is as old as the try, not as the line"
+    heard.traffic.close()
+
+
 async def test_errors_of_an_instance_count_in_a_row_and_an_overload_does_not(heard: Heard) -> None:
     heard.traffic.start()
     await heard.says(line(st=500, us="500"), line(st=503, us="503"), line(st=504, us="504", uht="-"))
