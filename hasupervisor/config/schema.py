@@ -142,7 +142,8 @@ class Process(_Section):
 
     command: Arguments = key(
         ("{python}", "-m", "model_api"),
-        "gets HOST, PORT, CUDA_VISIBLE_DEVICES in its environment; {python} is the daemon's own interpreter",
+        "gets HOST, PORT, CUDA_VISIBLE_DEVICES in its environment; {python} (the daemon's own interpreter), {port} and "
+        "{name} are filled in",
         Effect.INSTANCE,
     )
     env: Environment = key({}, "added to the environment of each process", Effect.INSTANCE)

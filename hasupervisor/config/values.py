@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
 from ipaddress import AddressValueError, IPv4Address, IPv6Address
 from pathlib import Path
 
@@ -12,11 +13,13 @@ from hasupervisor.model import Address
 
 ANY_HOST = "0.0.0.0"
 MAX_NAME = 50  # with -NN it stays a host name, which has at most 63 characters
+PLACEHOLDERS = ("{python}", "{port}", "{name}")
+"""What the process runtime fills in, in a word of its command."""
 
 _HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9_.-]*[A-Za-z0-9])?")
 _NAME = re.compile(r"[a-z0-9][a-z0-9-]*")
 _SIZE = re.compile(r"[1-9][0-9]*[bkmg]?")
-_PLACEHOLDER = re.compile(r"\{[a-z_]+\}")
+_PLACEHOLDER = re.compile(r"\$?\{[a-z_]+\}")
 _IPV6 = re.compile(r"\[(?P<host>[^\[\]]*)\]:(?P<port>.*)")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
@@ -216,13 +219,15 @@ def volume(text: str) -> str:
 
 
 def argument(text: str) -> str:
-    """One word of a command of the process runtime; `{python}` is the only placeholder."""
-    for placeholder in _PLACEHOLDER.findall(text):
-        if placeholder != "{python}":
-            raise ValueError(
-                f"unknown placeholder {placeholder}; only {{python}} is replaced (HOST, PORT: in the environment, "
-                'like ["sh", "-c", "exec server --port $PORT"])'
-            )
+    """One word of a command of the process runtime, which fills PLACEHOLDERS in. `${lower}` is a shell's own."""
+    for found in _PLACEHOLDER.findall(text):
+        name = found.removeprefix("$")
+        if name != found and name in PLACEHOLDERS:
+            raise ValueError(f"{found} would be filled in behind the $; write {name}, or a variable of another name")
+        if name == found and name not in PLACEHOLDERS:
+            near = get_close_matches(name, PLACEHOLDERS, n=1)
+            hint = f"; did you mean {near[0]}?" if near else ";"
+            raise ValueError(f"unknown placeholder {name}{hint} {', '.join(PLACEHOLDERS)} are filled in")
     return text
 
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
+from hasupervisor.config.values import PLACEHOLDERS
 from hasupervisor.model import Address, Fact, Phase
 from hasupervisor.runtimes import keeper, process_records
 from hasupervisor.runtimes.base import Launch, LaunchFailed, RuntimeTrouble, Stuck
@@ -39,7 +40,7 @@ INHERITED = ("PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "LANGUAGE", "TZ
 
 @dataclass(frozen=True, slots=True)
 class ProcessSettings:
-    """How instances are run as processes. `command` may hold {python}, {port} and {name}."""
+    """How instances are run as processes. `command` may hold PLACEHOLDERS."""
 
     command: tuple[str, ...]
     run_dir: Path  # of this daemon alone: it holds a lock on its state
@@ -285,7 +286,9 @@ def _why_not(settings: ProcessSettings, launch: Launch, error: str) -> str:
 
 def _filled_in(word: str, launch: Launch) -> str:
     # Not str.format: a command may hold JSON.
-    return word.replace("{python}", sys.executable).replace("{port}", str(launch.port)).replace("{name}", launch.name)
+    for placeholder, value in zip(PLACEHOLDERS, (sys.executable, str(launch.port), launch.name), strict=True):
+        word = word.replace(placeholder, value)
+    return word
 
 
 async def _ask_keeper(name: str, spec: Mapping[str, object]) -> dict[str, object]:

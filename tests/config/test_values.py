@@ -141,13 +141,19 @@ MISTAKES: list[tuple[str, str, list[str]]] = [
         ['2: docker.shm_size: "1 GB" is not a size like 10m or 1g (a whole number and b, k, m or g)'],
     ),
     (
+        "a slip in a placeholder, on its own line",
+        '[process]\ncommand = [\n  "vllm",\n  "--port={prot}",\n]\n',
+        ["4: process.command: unknown placeholder {prot}; did you mean {port}? {python}, {port}, {name} are filled in"],
+    ),
+    (
         "a placeholder of nobody",
-        '[process]\ncommand = ["vllm", "--port", "{port}"]\n',
-        [
-            "2: process.command: unknown placeholder {port}; only {python} is replaced (HOST, PORT: in the "
-            "environment, "
-            'like ["sh", "-c", "exec server --port $PORT"])'
-        ],
+        '[process]\ncommand = ["vllm", "{gpu}"]\n',
+        ["2: process.command: unknown placeholder {gpu}; {python}, {port}, {name} are filled in"],
+    ),
+    (
+        "a shell's variable that would be filled in",
+        """[process]\ncommand = ["sh", "-c", "exec vllm --port ${port}"]\n""",
+        ["2: process.command: ${port} would be filled in behind the $; write {port}, or a variable of another name"],
     ),
     ("no command", "[process]\ncommand = []\n", ["2: process.command: must not be empty"]),
     (

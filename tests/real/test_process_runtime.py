@@ -15,6 +15,8 @@ import httpx
 import psutil
 import pytest
 
+from hasupervisor.config import load
+from hasupervisor.config.values import PLACEHOLDERS, toml
 from hasupervisor.model import Phase
 from hasupervisor.runtimes.base import Launch, LaunchFailed, RuntimeTrouble, Stuck
 from hasupervisor.runtimes.process import ProcessRuntime
@@ -69,6 +71,20 @@ async def test_an_instance_gets_a_clean_environment_and_its_own(
     assert found.items() >= expected.items()
     assert found["PATH"] == os.environ["PATH"]
     assert not {"AWS_SECRET_ACCESS_KEY", "CUDA_VISIBLE_DEVICES", "VIRTUAL_ENV"} & found.keys()
+
+
+async def test_what_the_configuration_lets_into_a_command_is_what_is_filled_in(
+    house: House, port: int, tmp_path: Path
+) -> None:
+    file = tmp_path / "config.toml"
+    words = [*PLACEHOLDERS, "--name={name}:{port}", "${one}", '{"a": 1}']
+    script = "import sys; print(*sys.argv[1:], sep='\\n')"
+    file.write_text(f"[process]\ncommand = {toml(['{python}', '-c', script, *words])}\n")
+    runtime = house.adapter(*load(file, {}).process.command)
+    await runtime.start(Launch("chatglm-01", port))
+    await eventually(lambda: ended(runtime))
+    filled = [sys.executable, str(port), "chatglm-01", f"--name=chatglm-01:{port}", "${one}", '{"a": 1}']
+    assert await output_of(runtime) == filled
 
 
 async def test_an_instance_is_written_down_before_it_runs_a_line(house: House, port: int) -> None:
