@@ -211,9 +211,14 @@ def _ended(record: Record, fact: Fact, verdict: Verdict, gate: Gate) -> Turn:
 
 
 def _meanwhile(record: Record, gate: Gate) -> str:
-    """What is said until the runtime's next list tells what the last step has done."""
-    waits = record.parked_at is not None or record.retry_at is not None
-    return _after_failure(record, gate) if waits else "waits for the runtime's next list"
+    """What is said until the runtime's list tells what the last step has done: a moment, unless the runtime hangs."""
+    if record.parked_at is not None or record.retry_at is not None:
+        return _after_failure(record, gate)
+    if gate.asleep is not None:
+        return gate.asleep
+    if record.state is State.STARTING:
+        return "was started a moment ago, not seen running yet"
+    return "was told to end a moment ago, not seen to be gone yet"
 
 
 def _calm(record: Record) -> Record:
