@@ -11,7 +11,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from model_api import health, legacy, openai
+from model_api import drill, health, legacy, openai
 from model_api.service import Service
 from model_api.web import Handler, Problem, Render, endpoint
 
@@ -28,6 +28,7 @@ def build_app(service: Service) -> Starlette:
         _look(service, "/health/live", health.live),
         _look(service, "/health/ready", health.ready),
         _look(service, "/metrics", _metrics),
+        *(_drill_routes(service) if service.settings.drill else ()),
     ]
     return Starlette(routes=routes, exception_handlers={HTTPException: _no_route})
 
@@ -54,6 +55,13 @@ def _look(service: Service, path: str, read: Callable[[Service, HttpRequest], Re
 
 def _metrics(service: Service, request: HttpRequest) -> Response:
     return Response(service.metrics.render(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+
+def _drill_routes(service: Service) -> list[Route]:
+    async def answer(request: HttpRequest) -> Response:
+        return await drill.answer(service, request)
+
+    return [Route(drill.PATH, answer, methods=["GET", "POST"])]
 
 
 async def _no_route(request: HttpRequest, error: Exception) -> Response:

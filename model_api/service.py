@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import os
 import sys
 import time
@@ -52,6 +53,7 @@ class Service:
         self.metrics = Metrics()
         self.failures_in_a_row = 0
         self.last_failure = ""
+        self._sick_until = -math.inf  # on the monotonic clock
         self._model: LoadedModel | None = None
         self._engine: Engine | None = None
         self._gpu: GpuMemory | None = None
@@ -154,6 +156,17 @@ class Service:
     def gpu_memory_gb(self) -> float | None:
         """Free memory of the GPU in GB (10^9 bytes); None on a CPU."""
         return self._gpu.free_gb if self._gpu else None
+
+    # --- drills -----------------------------------------------------------------------------------------------------
+
+    @property
+    def is_made_sick(self) -> bool:
+        """Whether every prompt is to be answered 500, for a drill."""
+        return time.monotonic() < self._sick_until
+
+    def make_sick(self, seconds: float) -> None:
+        """Answers prompts with 500 for so long from now; 0 ends that."""
+        self._sick_until = time.monotonic() + seconds
 
     # --- how it goes ------------------------------------------------------------------------------------------------
 

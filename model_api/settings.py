@@ -44,6 +44,7 @@ class Settings:
     max_context: int | None = None
     api_keys: frozenset[str] = frozenset()  # empty: open to all who reach the port
     grace: float = 30.0  # from SIGTERM to leaving with requests unfinished
+    drill: bool = False  # whether it may be told to be sick, see drill.py
 
 
 class _Reader:
@@ -100,6 +101,12 @@ def _quantize(text: str) -> int:
     return int(text)
 
 
+def _switch(text: str) -> bool:
+    if text not in ("0", "1"):
+        raise ValueError("must be 0 (off) or 1 (on)")
+    return text == "1"
+
+
 def _model_directory(text: str) -> Path | None:
     path = Path(text)
     if not path.is_dir():
@@ -148,6 +155,7 @@ def from_environment(env: Mapping[str, str]) -> Settings:
         max_context=read("MAX_CONTEXT", None, _whole(16, 10_000_000)),
         api_keys=read("API_KEY_FILE", frozenset[str](), _keys_from) | read("API_KEY", frozenset[str](), _one_key),
         grace=read("GRACE", 30.0, _seconds),
+        drill=read("DRILL", False, _switch),
     )
     if reader.complaints:
         raise SettingsError("\n".join(reader.complaints))

@@ -153,6 +153,8 @@ async def read_object(service: Service, request: HttpRequest, *, invalid: int) -
     cost next to nothing.
     """
     body = await read_body(request, service.body_limit)
+    if service.is_made_sick:
+        raise Unanswerable(Problem(500, "told by a drill to answer every prompt with an error", "drill"))
     service.check_open()
     try:
         parsed = json.loads(body, parse_constant=_no_constants)

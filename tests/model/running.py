@@ -43,7 +43,11 @@ class ModelServer:
     ) -> None:
         self._log = log
         self._may_complain = may_complain
-        clean = {key: value for key, value in os.environ.items() if not key.startswith(("MODEL_", "MAX_", "API_KEY"))}
+        clean = {
+            key: value
+            for key, value in os.environ.items()
+            if not key.startswith(("MODEL_", "MAX_", "API_KEY", "DRILL"))
+        }
         with log.open("wb") as output:
             self.process = subprocess.Popen(
                 [sys.executable, *command],

@@ -20,6 +20,7 @@ def test_an_empty_environment_gives_the_promised_defaults(tmp_path: Path) -> Non
     assert settings.model_cache == tmp_path / ".cache" / "chatglm-ha"
     assert settings.max_context is None
     assert settings.api_keys == frozenset()
+    assert settings.drill is False
 
 
 def test_the_cache_follows_xdg(tmp_path: Path) -> None:
@@ -49,6 +50,7 @@ WRONG = [
     ("MAX_WAIT", "nan", "must be from 0 to 86400 seconds"),
     ("GRACE", "-1", "must be from 0 to 86400 seconds"),
     ("MAX_CONTEXT", "8", "must be from 16"),
+    ("DRILL", "yes", "must be 0 (off) or 1 (on)"),
     ("DTYPE", "int3", "must be one of auto, float16"),
     ("QUANTIZE", "2", "must be 0 (off), 8 or 4 (bits)"),
     ("MODEL_PATH", "/nonexistent/model", "no such directory"),

@@ -22,7 +22,7 @@ def running(port_range: Callable[[int], range]) -> Iterator[Daemon]:
     """The embedded default, with the model built at its first start; nobody waits in nginx while nobody serves."""
     own = {"nginx": {"hold": 0.0}}
     with daemon(port_range(20), PATIENT, {"health": {"timeout": 5.0, "start_timeout": FIRST_START_S}}, own) as host:
-        host.configure({"process": {"env": {"MODEL_CACHE": str(host.folder / "models")}}})
+        host.configure({"process": {"env": {"MODEL_CACHE": str(host.folder / "models"), "DRILL": "1"}}})
         host.start()
         host.wait_until_green(within=FIRST_START_S)
         yield host
@@ -68,6 +68,33 @@ def test_a_killed_model_costs_no_answer_and_serves_again(host: Daemon) -> None:
     assert told.code == 0
     for words in ("killed by signal 9", "out of the gateway", "loading -> serving"):
         assert words in told.out
+
+
+def test_a_model_that_a_drill_makes_sick_is_restarted_and_costs_no_answer(host: Daemon) -> None:
+    before = host.instance(TWO)
+    ran = host.hactl("drill", "sick", TWO, "--yes", "--json", "--rate", "5")
+    assert ran.code == 0, f"{ran.out}\n{ran.err}\n{host.log()[-3000:]}"
+    load, until = ran.document["load"], ran.document["until"]
+    print(f"sick: {load}, {until}")
+    assert (ran.document["state"], ran.document["findings"]) == ("done", [])
+    assert (load["failed"], load["failures"]) == (0, [])
+    assert load["sent"] == load["answered"] > 5
+    assert 0 < until["out_of_rotation_s"] < until["serving_again_s"]
+    assert host.instance(TWO)["pid"] != before["pid"]
+
+
+def test_nobody_can_make_a_model_sick_through_the_gateway(host: Daemon) -> None:
+    for instance in host.status()["instances"]:
+        assert httpx.get(f"http://{instance['endpoint']}/drill", timeout=10.0).json() == {"faults": ["sick"]}
+    # Whatever a client says of where it comes from: nginx says it too, and the spelling of the path is the instance's.
+    for path in ("/drill", "//drill", "/./drill", "/%64rill", "/v1/../drill"):
+        for headers in ({}, {"X-Forwarded-For": ""}, {"Connection": "X-Forwarded-For, close"}):
+            for method in ("GET", "POST"):
+                told = httpx.request(
+                    method, f"{host.gateway}{path}", json={"fault": "sick"}, headers=headers, timeout=10.0
+                )
+                assert told.status_code == 404, (method, path, headers, told.text)
+    assert [host.post().status_code for _ in range(6)] == [200] * 6
 
 
 def test_while_nobody_serves_users_are_told_when_to_come_back(host: Daemon) -> None:
