@@ -55,6 +55,12 @@ class Answer:
         return "".join(event.text for event in self.seen if isinstance(event, (Text, Finished)))
 
     @property
+    def tokens(self) -> list[int]:
+        """The ids of all tokens made for it, without the one that ended it."""
+        assert self.job is not None
+        return list(self.job.generated)
+
+    @property
     def began(self) -> bool:
         """Whether it left the queue."""
         return any(isinstance(event, Started) for event in self.seen)

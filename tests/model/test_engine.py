@@ -45,7 +45,7 @@ def test_fifty_requests_that_join_and_leave_at_random_say_what_each_says_alone(e
         expected = []
         for request in requests:
             answer = alone.ask(request)
-            expected.append((answer.end().reason, answer.text))  # type: ignore[union-attr]
+            expected.append((answer.end().reason, answer.text, answer.tokens))  # type: ignore[union-attr]
     chance = random.Random(2)
     with driving(embedded, max_batch=8) as together:
         answers = []
@@ -53,8 +53,9 @@ def test_fifty_requests_that_join_and_leave_at_random_say_what_each_says_alone(e
             answers.append(together.ask(request))
             if chance.random() < 0.3:
                 answers[-1].next()  # let the batch get on before the next one joins
-        got = [(answer.end().reason, answer.text) for answer in answers]  # type: ignore[union-attr]
+        got = [(answer.end().reason, answer.text, answer.tokens) for answer in answers]  # type: ignore[union-attr]
     assert got == expected
+    assert len({tuple(tokens) for _, _, tokens in got}) > 25
 
 
 def test_a_sampled_answer_depends_on_its_seed_and_not_on_its_neighbours(embedded: LoadedModel) -> None:

@@ -120,6 +120,19 @@ def test_a_model_mounted_read_only_is_served_under_its_directorys_name(
         assert "6 checksums right" in container.logs().decode()
 
 
+def test_a_read_only_disk_without_a_model_ends_the_container_with_what_to_set(
+    client: docker.DockerClient, image: str
+) -> None:
+    options = {"read_only": True, "tmpfs": {"/tmp": ""}, "environment": {"MODEL_CACHE": "/opt/elsewhere"}}
+    with running(client, image, **options) as container:
+        assert container.wait(timeout=120)["StatusCode"] == 1
+        last = container.logs().decode().rstrip().rpartition("\n")[2]
+    assert last == (
+        "model_api: cannot serve: cannot build the embedded model in /opt/elsewhere: Read-only file system; "
+        "set MODEL_CACHE to a directory that can be written, or MODEL_PATH to a model"
+    )
+
+
 def test_a_container_without_its_model_says_so_and_exits_2(client: docker.DockerClient, image: str) -> None:
     with running(client, image, environment={"MODEL_PATH": "/models/missing"}) as container:
         assert container.wait(timeout=60)["StatusCode"] == 2

@@ -36,14 +36,28 @@ def test_an_answer_has_the_published_fields_and_is_readable_chinese(server: Mode
     assert abs((datetime.now() - datetime.strptime(body["time"], "%Y-%m-%d %H:%M:%S")).total_seconds()) < 10
 
 
-def test_a_conversation_of_three_turns_round_trips_its_history(server: ModelServer) -> None:
+def test_a_conversation_of_three_turns_round_trips_its_history_and_the_model_reads_all_of_it(
+    server: ModelServer,
+) -> None:
     history: list[list[str]] = []
     for turn, question in enumerate(("你好", "讲个故事", "谢谢"), start=1):
+        before = server.metric("model_api_prompt_tokens_total")
         body = server.client.post(f"{server.url}/", json={"prompt": question, "history": history}).json()
+        read = server.metric("model_api_prompt_tokens_total") - before
+        assert read == tokens_of_dialogue(server, history, question)
         assert body["history"] == [*history, [question, body["response"]]]
         history = body["history"]
         assert len(history) == turn
     assert all(answer for _, answer in history)
+
+
+def tokens_of_dialogue(server: ModelServer, history: list[list[str]], question: str) -> int:
+    """As the other API counts the same dialogue, spelt as roles."""
+    pairs = [(role, text) for turn in history for role, text in zip(("user", "assistant"), turn, strict=True)]
+    messages = [{"role": role, "content": text} for role, text in [*pairs, ("user", question)]]
+    body = {"messages": messages, "max_tokens": 1}
+    answer = server.client.post(f"{server.url}/v1/chat/completions", json=body).json()
+    return int(answer["usage"]["prompt_tokens"])
 
 
 def test_no_history_and_null_are_an_empty_one_and_unknown_fields_are_ignored(server: ModelServer) -> None:

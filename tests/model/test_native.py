@@ -93,11 +93,13 @@ def test_a_native_model_says_in_a_batch_what_generate_says(
             ids, attention_mask=torch.ones_like(ids), max_new_tokens=request.max_tokens, do_sample=False
         )
         said = [token for token in made[0, len(request.prompt) :].tolist() if token != 0]
-        expected.append(model.codec.decode(said))
+        expected.append(said)
     with driving(model, max_batch=5) as driven:
-        answers = driven.answers(requests)
-    assert [answer.text for answer in answers if isinstance(answer, Finished)] == expected
-    assert len(set(expected)) > 12
+        answers = [driven.ask(request) for request in requests]
+        assert all(isinstance(answer.end(), Finished) for answer in answers)
+    assert [answer.tokens for answer in answers] == expected
+    assert [answer.text for answer in answers] == [model.codec.decode(said) for said in expected]
+    assert len(set(map(tuple, expected))) > 12
 
 
 def test_a_sliding_window_limits_the_context_to_what_every_layer_sees(model_cache: Path, tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from model_api.admission import Admission, Refused
 from tests.model.conftest import StartServer
 from tests.model.running import ModelServer, wait_for
 
+FLOOD_S = 30.0
 LONG = {"ignore_eos": True, "max_tokens": 8000}
 
 
@@ -182,13 +183,13 @@ def test_a_flood_of_twenty_times_capacity_leaves_the_goodput_whole_and_the_memor
     start_server: StartServer,
 ) -> None:
     server = start_server(MAX_BATCH="2", MAX_QUEUE="4")
-    seconds = float(os.environ.get("FLOOD_SECONDS", "5"))
-    flood = asyncio.run(Flood(server).run(seconds))
+    flood = asyncio.run(Flood(server).run(FLOOD_S))
     print(flood.report())
     assert set(flood.statuses) == {200, 503}
     assert flood.statuses[503] > flood.statuses[200]
     assert flood.goodput >= 0.95
-    assert flood.slowest_refusal < 2
+    assert statistics.median(flood.refusals) < 0.05
+    assert max(flood.refusals) < 2  # the flooding clients wait for this machine's two cores as well
     assert flood.slowest_answer < 30
     assert flood.grown_kb < 40_000
     assert server.health()["status"] == "healthy"
@@ -213,6 +214,7 @@ class Flood:
     """
 
     TURNS = 4
+    CALM_S = 2.0  # of each turn of calm
     TOKENS = 1600  # of every answer: capacity is then about a request a second, as a large model's is
     FULL = 6
 
@@ -224,7 +226,7 @@ class Flood:
             "max_tokens": self.TOKENS,
         }
         self.statuses: Counter[int] = Counter()
-        self.slowest_refusal = 0.0
+        self.refusals: list[float] = []  # seconds each took
         self.slowest_answer = 0.0
         self.turns: dict[str, list[Turn]] = {"calm": [], "flood": []}
         self.grown_kb = 0
@@ -241,10 +243,15 @@ class Flood:
     def report(self) -> str:
         """In one line."""
         rates = {name: [round(turn.tokens / turn.seconds) for turn in turns] for name, turns in self.turns.items()}
-        return f"goodput {self.goodput:.3f}, {dict(self.statuses)}, grown by {self.grown_kb} kB, tokens/s {rates}"
+        refused = f"refused in {1000 * statistics.median(self.refusals):.0f} ms, at most {max(self.refusals):.2f} s"
+        slowest = f"answered in at most {self.slowest_answer:.1f} s"
+        return (
+            f"goodput {self.goodput:.3f}, {dict(self.statuses)}, {refused}, {slowest}, grown by {self.grown_kb} kB, "
+            f"tokens/s {rates}"
+        )
 
     async def run(self, seconds: float) -> Flood:
-        """`seconds` of calm and as many of flood, in turns."""
+        """`seconds` of flood, with some of calm before each of its turns."""
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=50)
         async with httpx.AsyncClient(timeout=60, limits=limits) as client:
             stop = asyncio.Event()
@@ -253,7 +260,7 @@ class Flood:
             await asyncio.sleep(1.0)  # until all slots are at work
             before = resident(self._server)
             for _ in range(self.TURNS):
-                await self._turn("calm", seconds / self.TURNS)
+                await self._turn("calm", self.CALM_S)
                 calm = self.turns["calm"][0]
                 every = self.TOKENS * calm.seconds / (20 * calm.tokens)
                 flooding = asyncio.create_task(self._flood(client, every, seconds / self.TURNS))
@@ -295,7 +302,7 @@ class Flood:
         if response.status_code == 200:
             self.slowest_answer = max(self.slowest_answer, taken)
         else:
-            self.slowest_refusal = max(self.slowest_refusal, taken)
+            self.refusals.append(taken)
         return response.status_code
 
 
