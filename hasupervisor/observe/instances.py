@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 
 import structlog
@@ -16,6 +16,7 @@ from hasupervisor.runtimes.base import Runtime, RuntimeTrouble
 log = structlog.get_logger(__name__)
 
 EVERY = 10.0  # seconds between two lists when nothing happens
+PING_EVERY = 1.0  # seconds between two pings: with the adapter's deadline, how soon a silent runtime is known as such
 AGAIN = 1.0  # seconds until the next try when a list could not be had
 DEBOUNCE = 0.02  # seconds: what happens together is one list
 GAP = 0.1  # seconds from one list to the next at least
@@ -61,6 +62,7 @@ class InstanceSense:
         loop = asyncio.get_running_loop()
         self._tasks.append(loop.create_task(self._list_for_ever(), name="list instances"))
         self._tasks.append(loop.create_task(self._hear_for_ever(), name="hear of instances"))
+        self._tasks.append(loop.create_task(self._ping_for_ever(), name="ping the runtime"))
 
     async def close(self) -> None:
         """Stops asking; what is known stays readable."""
@@ -86,23 +88,49 @@ class InstanceSense:
             await asyncio.sleep(DEBOUNCE)
 
     async def _list(self, wanted: bool) -> None:
+        words = await self._why_not("list", self._take_list(wanted))
+        if words is not None:
+            self._cannot(words)
+
+    async def _take_list(self, wanted: bool) -> None:
         asked_at = self._clock()
+        facts = await self._runtime.list()
+        self._failures = 0
+        self._deaths.follow(facts)
+        self._publish(RuntimeView(tuple(sorted(facts, key=lambda fact: fact.name)), asked_at), wanted)
+        if self._strangers_at is None or asked_at - self._strangers_at >= EVERY:
+            self._strangers = await self._runtime.strangers()
+            self._strangers_at = asked_at
+
+    async def _ping_for_ever(self) -> None:
+        """Notices between two lists that the runtime has gone or fallen silent. While it is away, the list tells."""
+        while True:
+            await asyncio.sleep(PING_EVERY)
+            if not self._failures:
+                await self._ping()
+
+    async def _ping(self) -> None:
+        asked_at = self._clock()
+        words = await self._why_not("ping", self._runtime.ping())
+        heard_since = self._listed.listed_at is not None and self._listed.listed_at > asked_at
+        if words is None or heard_since or self._failures:
+            return
+        self._cannot(words)
+        self.refresh()
+
+    async def _why_not(self, what: str, question: Awaitable[None]) -> str | None:
+        """Why the runtime has not answered, in words; None: it has."""
         try:
             async with asyncio.timeout(PATIENCE):
-                facts = await self._runtime.list()
-                self._failures = 0
-                self._deaths.follow(facts)
-                self._publish(RuntimeView(tuple(sorted(facts, key=lambda fact: fact.name)), asked_at), wanted)
-                if self._strangers_at is None or asked_at - self._strangers_at >= EVERY:
-                    self._strangers = await self._runtime.strangers()
-                    self._strangers_at = asked_at
+                await question
         except RuntimeTrouble as trouble:
-            self._cannot(str(trouble))
+            return str(trouble)
         except TimeoutError:
-            self._cannot(f"the runtime gave no answer in {PATIENCE:g} s")
+            return f"the runtime gave no answer in {PATIENCE:g} s"
         except Exception as error:
-            log.exception("BUG: the runtime's list failed; the old one stands, the next one tries again")
-            self._cannot(f"the runtime's list failed: {error!r}")
+            log.exception(f"BUG: the runtime's {what} failed; the old list stands, the next one tries again")
+            return f"the runtime's {what} failed: {error!r}"
+        return None
 
     def _cannot(self, words: str) -> None:
         self._failures += 1

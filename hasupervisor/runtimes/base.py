@@ -40,6 +40,12 @@ class Runtime(Protocol):
     async def list(self) -> list[Fact]:
         """Every instance of this service, running or ended. Raises RuntimeTrouble."""
 
+    async def ping(self) -> None:
+        """Returns when the runtime answers anything at all; cheap enough for every second. Raises RuntimeTrouble.
+
+        It is no more impatient than `list`: slow is not silent.
+        """
+
     async def strangers(self) -> frozenset[str]:
         """Names that look like ours but are not ours (a container without our label). Raises RuntimeTrouble."""
 

@@ -71,6 +71,9 @@ class DockerRuntime:
         await self._inspect_changed(entries)
         return [docker_view.fact(entry, self._details(entry), direct) for entry in entries]
 
+    async def ping(self) -> None:
+        await self._dockerd.ask_engine("answer a ping", lambda client: client.ping())
+
     async def strangers(self) -> frozenset[str]:
         service = self._settings.service
         filters = {"name": f"^/{re.escape(service)}-"}

@@ -72,6 +72,9 @@ class ProcessRuntime:
         }
         return [self._fact(record, alive) for record, alive in pairs]
 
+    async def ping(self) -> None:
+        """There is nobody who could fall silent: the kernel tells of deaths itself."""
+
     async def strangers(self) -> frozenset[str]:
         """None: a name is a file of our own folder, which nobody else writes."""
         return frozenset()

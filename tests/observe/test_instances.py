@@ -38,11 +38,15 @@ class Runtime:
     failure: Exception | None = None
     answers: asyncio.Event = field(default_factory=asyncio.Event)  # cleared: `list` hangs
     lists: int = 0
+    silent: Exception | None = None  # what a ping raises
+    pong: asyncio.Event = field(default_factory=asyncio.Event)  # cleared: a ping hangs
+    pings: int = 0
     names: frozenset[str] = frozenset()
     happened: asyncio.Queue[str | Exception] = field(default_factory=asyncio.Queue)
 
     def __post_init__(self) -> None:
         self.answers.set()
+        self.pong.set()
 
     async def list(self) -> list[Fact]:
         self.lists += 1
@@ -51,6 +55,12 @@ class Runtime:
         if self.failure is not None:
             raise self.failure
         return facts
+
+    async def ping(self) -> None:
+        self.pings += 1
+        await self.pong.wait()
+        if self.silent is not None:
+            raise self.silent
 
     async def strangers(self) -> frozenset[str]:
         return self.names
@@ -201,6 +211,46 @@ async def test_trouble_is_told_with_its_count_and_the_old_list_stands(monkeypatc
         seen.runtime.failure = None
         await eventually(lambda: seen.sense.view().trouble is None)
         assert seen.sense.view().trouble_since is None
+
+
+async def test_a_runtime_that_falls_silent_between_two_lists_is_told_by_a_ping(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(instances, "PING_EVERY", 0.02)
+    monkeypatch.setattr(instances, "AGAIN", 0.05)
+    async with sensing(fact()) as seen:
+        await eventually(lambda: seen.runtime.pings > 3)
+        assert (seen.runtime.lists, len(seen.changes)) == (1, 1)  # a ping that is answered costs no list and no cycle
+        good = seen.sense.view()
+        seen.runtime.failure = seen.runtime.silent = RuntimeTrouble("cannot reach dockerd: no answer in 5 s")
+        await eventually(lambda: seen.sense.view().trouble)
+        assert len(seen.changes) == 2
+        view, pings = seen.sense.view(), seen.runtime.pings
+        assert (view.trouble, view.facts) == ("cannot reach dockerd: no answer in 5 s", good.facts)
+        await eventually(lambda: seen.runtime.lists >= 4)
+        assert seen.runtime.pings == pings  # while it is away, the list alone is asked
+        seen.runtime.failure = seen.runtime.silent = None
+        await eventually(lambda: seen.sense.view().trouble is None)
+        await eventually(lambda: seen.runtime.pings > pings)
+
+
+async def test_a_ping_that_hangs_holds_up_no_list_and_one_that_was_overtaken_by_a_list_says_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(instances, "PING_EVERY", 0.02)
+    async with sensing(fact()) as seen:
+        seen.runtime.pong.clear()
+        await eventually(lambda: seen.runtime.pings == 1 and seen.changes)
+        asked_by = time.monotonic()
+        seen.sense.refresh()
+        await eventually(lambda: (seen.sense.view().listed_at or 0.0) > asked_by)
+        monkeypatch.setattr(instances, "PING_EVERY", 100.0)  # the one that hangs is the last
+        seen.runtime.silent = RuntimeTrouble("cannot reach dockerd: no answer in 5 s")
+        told = len(seen.changes)
+        seen.runtime.pong.set()
+        seen.sense.refresh()
+        await eventually(lambda: len(seen.changes) > told)
+        assert seen.sense.view().trouble is None
 
 
 async def test_trouble_before_any_list_is_unknown_not_empty(monkeypatch: pytest.MonkeyPatch) -> None:

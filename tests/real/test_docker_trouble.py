@@ -76,6 +76,7 @@ async def test_a_dockerd_that_hangs_costs_every_call_its_deadline_and_nobody_els
             asyncio.create_task(call)
             for call in (
                 runtime.list(),
+                runtime.ping(),
                 runtime.strangers(),
                 runtime.start(Launch("chatglm-02", ports[1])),
                 runtime.stop("chatglm-01", runtime_id, 1.0),
@@ -101,6 +102,22 @@ async def test_a_dockerd_that_hangs_costs_every_call_its_deadline_and_nobody_els
     assert "chatglm-01" in [fact.name for fact in await runtime.list()]
     await eventually(lambda: threads("lane") == 0)
     await runtime.close()
+
+
+async def test_a_dockerd_that_is_slow_but_answers_within_its_deadline_is_not_taken_for_silent(
+    docker_settings: DockerSettings, engine: Engine
+) -> None:
+    patient, hasty = DockerRuntime(docker_settings), DockerRuntime(docker_settings, Deadlines(engine=1.0))
+    await patient.ping()
+    await hasty.ping()
+    with engine.frozen():
+        ping = asyncio.create_task(patient.ping())
+        with pytest.raises(RuntimeTrouble, match=r"cannot reach dockerd at unix:.*: no answer in 1 s"):
+            await hasty.ping()
+        assert not ping.done()
+    await ping
+    await patient.close()
+    await hasty.close()
 
 
 @pytest.mark.parametrize("graceful", [True, False], ids=["stopped", "killed"])
