@@ -61,10 +61,29 @@ def banners(status: Document, paint: Paint) -> list[str]:
         lines.append("    chatglm-hactl resume")
     stale = status.maybe_part("stale")
     if stale:
-        old = stale.maybe_number("age_s")
-        how_old = f"; what it knows is {age(old)} old" if old is not None else ""
-        lines.append(paint(f"STALE {stale.text('what')}: {clean(stale.text('sentence'))}{how_old}", "yellow"))
+        lines.append(paint(f"STALE {clean(stale_sentence(stale))}", "yellow"))
     return lines
+
+
+def stale_sentence(stale: Document) -> str:
+    """`dockerd: no answer in 5 s (3rd time); what it knows is 12s old`."""
+    old = stale.maybe_number("age_s")
+    how_old = f"; what it knows is {age(old)} old" if old is not None else ""
+    return f"{stale.text('what')}: {stale.text('sentence')}{how_old}"
+
+
+def complaints(status: Document) -> list[tuple[str, str, str | None]]:
+    """(subject, sentence, next command) of each problem. What is said of the part that is old is not said again."""
+    stale = status.maybe_part("stale")
+    found = [(one.text("subject"), one.text("sentence"), one.maybe_text("hint")) for one in status.parts("problems")]
+    if stale is None:
+        return found
+    said, what = stale.text("sentence"), stale.text("what")
+    return [
+        (subject, sentence.replace(f"waits: {said}", f"waits for {what}"), hint)
+        for subject, sentence, hint in found
+        if not sentence.startswith(said)
+    ]
 
 
 def pause_sentence(paused: Document, now: datetime) -> str:
@@ -114,11 +133,10 @@ def _facts(instance: Document, now: datetime) -> list[tuple[str, str]]:
 
 def _problems(status: Document, paint: Paint, *, of: str | None = None) -> list[str]:
     lines = []
-    for problem in status.parts("problems"):
-        if of is not None and problem.text("subject") != of:
+    for subject, sentence, hint in complaints(status):
+        if of is not None and subject != of:
             continue
-        lines.append(f"{paint(clean(problem.text('subject')), 'bold')}: {clean(problem.text('sentence'))}")
-        hint = problem.maybe_text("hint")
+        lines.append(f"{paint(clean(subject), 'bold')}: {clean(sentence)}")
         lines += [f"    {clean(hint)}"] if hint else []
     return ["", *lines] if lines else []
 

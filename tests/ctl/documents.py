@@ -108,6 +108,29 @@ def status(*instances: Document, **changes: Any) -> Document:
     }
 
 
+def dockerd_away() -> Document:
+    """dockerd is silent, which the daemon says in general, as a problem, and of the instance that waits for it."""
+    silence = "no answer in 5 s (3rd time)"
+    return status(
+        instance(1),
+        fallen_instance(2),
+        health="yellow",
+        stale={"what": "dockerd", "sentence": silence, "age_s": 12.1},
+        problems=[
+            {
+                "subject": "runtime",
+                "sentence": f"{silence}; routing stays as it was",
+                "hint": "chatglm-hactl history --since 10m",
+            },
+            {
+                "subject": "chatglm-02",
+                "sentence": f"its process has ended; waits: {silence}",
+                "hint": "chatglm-hactl logs chatglm-02 --last-failure",
+            },
+        ],
+    )
+
+
 def troubled_status(**changes: Any) -> Document:
     """A host on which nearly everything that can be said has to be said."""
     return status(

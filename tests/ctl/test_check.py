@@ -44,7 +44,15 @@ NUMBERS = "in_flight=5 qps=8.1 p95=1900ms error_rate=0"
         (
             documents.status(stale={"what": "dockerd", "sentence": "no answer in 5 s (3rd time)", "age_s": 12.1}),
             1,
-            f"WARNING - 2 of 2 serving; dockerd: no answer in 5 s (3rd time), 12s old | serving=2 desired=2 {NUMBERS}",
+            "WARNING - 2 of 2 serving; dockerd: no answer in 5 s (3rd time); what it knows is 12s old "
+            f"| serving=2 desired=2 {NUMBERS}",
+        ),
+        (
+            documents.dockerd_away(),
+            1,
+            "WARNING - 1 of 2 serving; dockerd: no answer in 5 s (3rd time); what it knows is 12s old; "
+            "chatglm-02: its process has ended; waits for dockerd (chatglm-hactl logs chatglm-02 --last-failure) "
+            f"| serving=1 desired=2 {NUMBERS}",
         ),
         (
             documents.status(paused=documents.PAUSED),
@@ -74,6 +82,7 @@ NUMBERS = "in_flight=5 qps=8.1 p95=1900ms error_rate=0"
         "nothing serves",
         "all serve, but nginx has a problem",
         "all serve, as far as is known",
+        "the runtime is away, and one waits for it",
         "all serve in a pause",
         "the daemon has just started",
         "none wanted",

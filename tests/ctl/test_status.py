@@ -92,6 +92,17 @@ def test_a_host_in_trouble_shows_banners_problems_with_their_command_and_the_wor
     assert (result.stdout, result.stderr, result.returncode) == (TROUBLED, "", 0)
 
 
+def test_a_runtime_that_is_away_is_said_once(hactl: Run, daemon: StandIn) -> None:
+    daemon.state.status = documents.dockerd_away()
+    above = hactl("status").stdout.split("\nNAME")[0]
+    assert above == (
+        "YELLOW chatglm on gpu-07: 1 of 2 serving\n"
+        "STALE dockerd: no answer in 5 s (3rd time); what it knows is 12s old\n\n"
+        "chatglm-02: its process has ended; waits for dockerd\n"
+        "    chatglm-hactl logs chatglm-02 --last-failure\n"
+    )
+
+
 def test_a_terminal_of_80_columns_leaves_out_columns_and_cuts_the_reason(
     on_terminal: Callable[..., Terminal], daemon: StandIn
 ) -> None:

@@ -7,9 +7,9 @@ import click
 from hasupervisor.ctl.commandline import Command, Settings
 from hasupervisor.ctl.document import Document
 from hasupervisor.ctl.errors import Failure
-from hasupervisor.ctl.render import moment_of, pause_sentence
+from hasupervisor.ctl.render import complaints, moment_of, pause_sentence, stale_sentence
 from hasupervisor.ctl.screen import emit, emit_json
-from hasupervisor.ctl.text import age, clean
+from hasupervisor.ctl.text import clean
 
 _WORDS = ("OK", "WARNING", "CRITICAL", "UNKNOWN")
 
@@ -55,19 +55,16 @@ def _judge(status: Document) -> tuple[int, str]:
 def _limits(status: Document) -> list[str]:
     paused, stale = status.maybe_part("paused"), status.maybe_part("stale")
     sentences = [pause_sentence(paused, moment_of(status))] if paused else []
-    if stale:
-        old = stale.maybe_number("age_s")
-        sentences.append(f"{stale.text('what')}: {stale.text('sentence')}{f', {age(old)} old' if old else ''}")
-    return sentences
+    return [*sentences, stale_sentence(stale)] if stale else sentences
 
 
 def _first_problem(status: Document) -> list[str]:
-    problems = status.parts("problems")
+    problems = complaints(status)
     if not problems:
         return []
-    hint = problems[0].maybe_text("hint")
+    subject, sentence, hint = problems[0]
     more = f" and {len(problems) - 1} more" if len(problems) > 1 else ""
-    return [f"{problems[0].text('subject')}: {problems[0].text('sentence')}{f' ({hint})' if hint else ''}{more}"]
+    return [f"{subject}: {sentence}{f' ({hint})' if hint else ''}{more}"]
 
 
 def _numbers(status: Document) -> dict[str, str | None]:
