@@ -194,7 +194,11 @@ def _give_to(path: Path, group: str) -> None:
         if group:
             os.chown(path, -1, grp.getgrnam(group).gr_gid)
     except KeyError:
-        log.info("control.group does not exist: only the daemon's own user and group are let in", group=group)
+        log.info(
+            "control.group does not exist: only the daemon's own user and group are let in; "
+            f"groupadd --system {group}, then start the daemon again",
+            group=group,
+        )
     except OSError as error:
         log.warning("the control socket cannot be given to its group", group=group, why=error.strerror)
     path.chmod(0o660)

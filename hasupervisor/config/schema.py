@@ -260,7 +260,9 @@ class Control(_Section):
     """The socket of chatglm-hactl."""
 
     socket: AbsolutePath = key(Path("/run/chatglm-ha/control.sock"), "its path", Effect.RESTART)
-    group: str = key("chatglm-ha", "may use it (mode 0660); ignored where it does not exist", Effect.RESTART)
+    group: str = key(
+        "chatglm-ha", "may use it (mode 0660); ignored where it does not exist; empty: the daemon's own", Effect.RESTART
+    )
 
 
 class Http(_Section):

@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
+from hasupervisor.config import load
 from hasupervisor.lock import CannotTake, Held, lock_folder, take_socket
 
 HOLDER = """
@@ -226,7 +227,18 @@ def test_a_group_that_does_not_exist_is_said_and_changes_nothing(folder: Path) -
     with capture_logs() as lines:
         control = take_socket(folder / "control.sock", "no-such-group-here", "chatglm-had 1.0.0")
     assert [line["group"] for line in lines] == ["no-such-group-here"]
+    assert "groupadd --system no-such-group-here" in lines[0]["event"]
     assert stat.S_IMODE((folder / "control.sock").stat().st_mode) == 0o660
+    control.release()
+
+
+def test_with_the_embedded_configuration_nothing_is_said_of_a_group(folder: Path) -> None:
+    group = load(Path(__file__).parents[2] / "config/embedded.toml", {}, lowest=1024).control.group
+    with capture_logs() as lines:
+        control = take_socket(folder / "control.sock", group, "chatglm-had 1.0.0")
+    assert lines == []
+    found = (folder / "control.sock").stat()
+    assert (stat.S_IMODE(found.st_mode), found.st_gid) == (0o660, os.getegid())
     control.release()
 
 
