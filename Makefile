@@ -1,11 +1,12 @@
 # make run     set everything up, then the daemon in the foreground: two instances behind http://127.0.0.1:8080/
 # make test    set everything up, then the whole test suite (T="tests/config -k scanner" picks some)
 # make check   lint, format, types, import rules: seconds
+# make sim     live through a seed of the simulator again: SEED=7, HOURS=5 (20 if not given), all that happens is told
 # make docs    write the generated pages anew
 # make clean   remove what these made, the virtual environment included
 BIN := .venv/bin
 
-.PHONY: run test check setup docs clean
+.PHONY: run test check setup sim docs clean
 
 run:
 	@tools/bootstrap.sh run
@@ -23,6 +24,9 @@ check: setup
 	@$(BIN)/ruff format --check
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports --no-logo
+
+sim: setup
+	@$(BIN)/python -m tests.sim $(or $(SEED),$(error say which seed: make sim SEED=7)) --hours $(or $(HOURS),20) -v
 
 docs: setup
 	@$(BIN)/python tools/configdoc.py
