@@ -57,7 +57,10 @@ class Runtime(Protocol):
         """
 
     async def start(self, launch: Launch) -> str:
-        """Starts a new instance and returns its runtime_id. Raises LaunchFailed or RuntimeTrouble."""
+        """Starts a new instance and returns its runtime_id.
+
+        Raises LaunchFailed or RuntimeTrouble; Stuck when it neither started nor could be removed.
+        """
 
     async def stop(self, name: str, runtime_id: str, grace: float) -> str:
         """SIGTERM, SIGKILL after `grace` seconds, then removes the remains; returns its last output (last lines).

@@ -182,7 +182,6 @@ class DockerRuntime:
     # --- starting -----------------------------------------------------------------------------------------------------
 
     async def start(self, launch: Launch) -> str:
-        """As in base.py; raises Stuck too: it could not be started, and what there is of it could not be removed."""
         settings = self._settings
         if settings.network == HOST_NETWORK and self._dockerd.is_local and not is_free(settings.bind, launch.port):
             raise LaunchFailed(docker_launch.failure(settings, launch, "address already in use"))
