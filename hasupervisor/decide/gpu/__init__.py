@@ -1,0 +1,1 @@
+"""GPUs: what is seen of them, and which fault asks for what."""

@@ -1,0 +1,123 @@
+"""GPUs as they are seen: figures, troubles and Xids, with the age of each."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+
+class DriverState(StrEnum):
+    """What stands between us and the cards. Only OK and WEDGED have cards to show."""
+
+    UNKNOWN = "unknown"  # not asked yet
+    OK = "ok"
+    ABSENT = "absent"  # no driver, no library, or no card: a machine without GPUs
+    MISMATCHED = "mismatched"  # the library is of another version than the loaded driver
+    WEDGED = "wedged"  # calls do not return, of no card at all
+    FAILED = "failed"  # it answers, with an error
+
+
+@dataclass(frozen=True, slots=True)
+class GpuProcess:
+    """A process with memory on a card; its pid is the host's."""
+
+    pid: int
+    memory_bytes: int | None = None  # None: the driver does not tell
+
+
+@dataclass(frozen=True, slots=True)
+class GpuFact:
+    """One card's figures, as of `seen_at` (monotonic). None: this card or this driver has no such figure."""
+
+    uuid: str  # its identity: indices shift when a card is lost
+    index: int
+    name: str
+    bus: str  # NVML's busId, "00000000:3B:00.0"
+    seen_at: float
+    memory_total_bytes: int
+    memory_free_bytes: int
+    memory_reserved_bytes: int | None = None  # by the driver itself; neither free nor used by anybody
+    utilization: float | None = None  # 0..1, of the time in which any kernel ran
+    temperature_c: int | None = None
+    power_w: float | None = None
+    throttle: int | None = None  # bits, nvmlClocksEventReason*
+    ecc_uncorrected: int | None = None  # since the driver was loaded
+    remap_pending: bool | None = None  # rows are remapped at the next reset
+    remap_failed: bool | None = None
+    retirement_pending: bool | None = None  # the same on cards before Ampere: pages
+    recovery: int | None = None  # nvmlDeviceGpuRecoveryAction_t, the driver's own verdict; see decide.gpu.faults
+    mig: bool = False
+    persistence: bool | None = None
+    processes: tuple[GpuProcess, ...] = ()
+    processes_at: float | None = None  # when they were last listed
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """A call about one card that was answered with an error."""
+
+    code: int  # nvmlReturn_t
+    words: str
+    since: float
+
+
+@dataclass(frozen=True, slots=True)
+class CardView:
+    """One card with what is wrong with it now; the last figures stay, with their age."""
+
+    uuid: str | None  # None: it has never said it
+    index: int
+    fact: GpuFact | None = None
+    refusal: Refusal | None = None
+    silent_since: float | None = None  # a call about it did not return; no call is made about it now
+    missing_since: float | None = None  # NVML does not list it any more
+
+
+@dataclass(frozen=True, slots=True)
+class DriverView:
+    """All cards, and whether they can be asked at all."""
+
+    state: DriverState = DriverState.UNKNOWN
+    sentence: str = "the GPUs have not been asked yet"
+    since: float | None = None  # in this state
+    version: str | None = None  # of the driver
+    cards: tuple[CardView, ...] = ()
+    asked_at: float | None = None  # when the last round through all cards ended
+
+
+class Source(StrEnum):
+    KERNEL = "kernel log"
+    NVML = "NVML"
+
+
+@dataclass(frozen=True, slots=True)
+class Xid:
+    """One fault that the driver reported. The kernel log names the card by its bus, NVML by its UUID."""
+
+    code: int
+    at: float  # when it was read
+    source: Source
+    uuid: str | None = None
+    bus: str | None = None  # "0000:3b:00"; compare with `bus_key`
+    pid: int | None = None  # of the process at fault, where the kernel knows it
+    recovery: int | None = None  # with 154: what the driver wants done
+    words: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class KernelLogView:
+    """Whether the kernel log can be read."""
+
+    readable: bool
+    sentence: str = ""  # why not, and what that costs
+    lost: int = field(default=0)  # how often lines were overwritten before they were read
+
+
+def bus_key(bus: str) -> tuple[int, int, int] | None:
+    """Domain, bus, device of "0000:3b:00", "PCI:0000:3B:00", "00000000:3B:00.0": equal where the card is the same."""
+    parts = bus.upper().removeprefix("PCI:").split(".")[0].split(":")
+    try:
+        domain, number, device = (int(part, 16) for part in parts)
+    except ValueError:
+        return None
+    return domain, number, device
