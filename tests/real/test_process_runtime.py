@@ -19,7 +19,7 @@ from hasupervisor.config import load
 from hasupervisor.config.values import PLACEHOLDERS, toml
 from hasupervisor.model import Phase
 from hasupervisor.runtimes.base import Launch, LaunchFailed, RuntimeTrouble, Stuck
-from hasupervisor.runtimes.process import ProcessRuntime
+from hasupervisor.runtimes.process import LOG_MAX_BYTES, ProcessRuntime
 from tests.real.asking import answers, in_flight, tell, the
 from tests.real.processes import House, ended, lives, serving
 from tests.real.waiting import eventually
@@ -123,7 +123,7 @@ DAEMON = """
 import asyncio, sys, time
 from pathlib import Path
 from hasupervisor.runtimes.base import Launch
-from hasupervisor.runtimes.process import ProcessRuntime, ProcessSettings
+from hasupervisor.runtimes.process import LOG_MAX_BYTES, ProcessRuntime, ProcessSettings
 run_dir, log_dir, port, *command = sys.argv[1:]
 runtime = ProcessRuntime(ProcessSettings(tuple(command), Path(run_dir), Path(log_dir)))
 print(asyncio.run(runtime.start(Launch("chatglm-01", int(port), ("GPU-aaaa",)))), flush=True)
@@ -408,24 +408,35 @@ async def test_output_of_an_instance_that_there_is_not_is_a_key_error(house: Hou
 
 
 async def test_a_log_longer_than_its_limit_is_rotated_while_it_is_written_and_followed(house: House, port: int) -> None:
-    # 12 MB at once, then a line at a time for ever.
+    # A line is 100 bytes, written whole, and is its number. Number 0 is of a life before; this life fills the log to
+    # just under its limit, so that no keeper rotates it yet, and when told to writes on for ever.
+    go, full = house.log_dir / "go", LOG_MAX_BYTES // 100
+    log, rotated = house.log_dir / "chatglm-01.log", house.log_dir / "chatglm-01.log.1"
     text = (
-        "import time\nfor n in range(120_000): print(f'{n:099d}')\nn = 120_000\n"
-        "while True:\n time.sleep(0.02); print(f'{n:099d}'); n += 1"
+        "import os, time\n"
+        "def line(n): return b'%099d\\n' % n\n"
+        f"for n in range(1, {full}, 1000): os.write(1, b''.join(map(line, range(n, min(n + 1000, {full})))))\n"
+        f"while not os.path.exists({str(go)!r}): time.sleep(0.01)\n"
+        f"n = {full}\n"
+        "while True: os.write(1, line(n)); n += 1; time.sleep(0.1)"
     )
+    house.log_dir.mkdir()
+    log.write_text(f"{0:099d}\n")
     runtime = house.script(text)
     await runtime.start(Launch("chatglm-01", port))
-    log, rotated = house.log_dir / "chatglm-01.log", house.log_dir / "chatglm-01.log.1"
-    await eventually(lambda: log.exists() and log.stat().st_size > 12_000_000)
+    await eventually(lambda: log.stat().st_size == LOG_MAX_BYTES)
     followed = runtime.logs("chatglm-01", 1, follow=True)
-    first = int(await anext(followed))
+    assert int(await anext(followed)) == full - 1
+    assert (house.record()["log_from"], rotated.exists()) == (100, False)
+    go.touch()
     await eventually(lambda: rotated.exists() and log.stat().st_size < 1_000_000, within=15.0)
-    # Rotation is said to lose what is written in microseconds: at one line each 20 ms, at most one line here.
-    kept = [int(line) for path in (rotated, log) for line in path.read_text().splitlines()[:-1]]
+    # Rotation is said to lose what is written in microseconds: at one line each 100 ms, at most one line here.
+    kept = [int(line) for line in (rotated.read_text() + log.read_text()).split("\n")[:-1]]
     assert kept == sorted(kept)
+    assert kept[:full] == list(range(full))
     assert len(kept) >= kept[-1]
+    await eventually(lambda: house.record()["log_from"] == 0)
     async for line in followed:
-        if int(line) > kept[-1] > first:
+        if int(line) > kept[-1]:
             break
     await followed.aclose()  # type: ignore[attr-defined]
-    assert house.record()["log_from"] == 0
