@@ -33,7 +33,7 @@ under their name. Data goes to stdout, words about it to stderr.
     chatglm-01  serving  3m12s  127.0.0.1:8000          3  4.2  1.8s      0%         1  answers, 3 in flight
 
     nginx      ok, 1 server, runs generation 41
-    autoscale  manual, holding 2: set by hand
+    autoscale  manual, holding 2: set by hand (mode manual); `chatglm-hactl autoscale on` gives it back
     traffic    8.1/s, p50 790ms, p95 1.9s, 0% errors, 5 in flight
 
 AGE is the time in that state. QPS, P95 and ERRORS are those of the last minute at the gateway. A dash is a number that
