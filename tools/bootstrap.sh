@@ -14,19 +14,10 @@ esac
 # A user's PATH on Debian lacks the folders where nginx, dockerd and debootstrap lie.
 export PATH="$PATH:/usr/local/sbin:/usr/sbin:/sbin"
 
+. tools/python.sh # usable, find_python
+
 say() { printf 'set-up: %s\n' "$*"; }
 fail() { printf 'set-up: %s\n' "$@" >&2; exit 1; }
-
-# --- which Python -----------------------------------------------------------------------------------------------------
-
-usable() { "$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; }
-
-find_python() {
-  local name
-  for name in python3 python3.13 python3.12 python3.11; do
-    if command -v "$name" >/dev/null && usable "$name"; then command -v "$name"; return; fi
-  done
-}
 
 # --- system packages --------------------------------------------------------------------------------------------------
 

@@ -11,11 +11,8 @@ from tests.checkout import ROOT, copy_sources
 from tests.real import images
 from tests.real.dockerd import Engine
 from tests.system import supplies
+from tests.system.hosting import CHECKOUT, STANDIN, WHEELS
 from tests.system.machine import Machine, machine
-
-CHECKOUT, WHEELS, STANDIN = "/srv/chatglm-ha", "/srv/wheels", "/srv/standin"
-UNIT = "chatglm-ha"
-CONFIG = "/etc/chatglm-ha/config.toml"
 
 
 def readme_commands(heading: str) -> list[str]:

@@ -17,7 +17,7 @@ from docker.errors import APIError
 
 from tests.real.dockerd import Engine
 
-IMAGE = "chatglm-system:test"
+IMAGE = "chatglm-system"
 NAME = "gpu-host"
 BOOT_S = 60.0  # a second here; the rest is for a machine that is busy
 COMMAND_S = 90.0
@@ -130,17 +130,18 @@ class Machine:
 
 
 @contextmanager
-def machine(engine: Engine, root_file_system: Path, folders: dict[Path, str]) -> Iterator[Machine]:
+def machine(engine: Engine, root_file_system: Path, folders: dict[Path, str], name: str = NAME) -> Iterator[Machine]:
     """A booted host; `folders` of this machine are seen there, read-only, at the paths given."""
+    image = f"{IMAGE}:{name}"
     with engine.client(timeout=120) as client:
-        client.api.import_image_from_file(str(root_file_system), repository=IMAGE.partition(":")[0], tag="test")
+        client.api.import_image_from_file(str(root_file_system), repository=IMAGE, tag=name)
         binds = [f"{folder}:{path}:ro" for folder, path in folders.items()]
         container_id = client.api.create_container(
-            IMAGE,
+            image,
             command=["/bin/sh", "-c", BOOT],
             environment={"container": "docker"},
-            hostname=NAME,
-            name=NAME,
+            hostname=name,
+            name=name,
             tty=True,
             host_config=client.api.create_host_config(binds=binds, **RIGHTS),
         )["Id"]
@@ -150,4 +151,4 @@ def machine(engine: Engine, root_file_system: Path, folders: dict[Path, str]) ->
             yield host
         finally:
             client.api.remove_container(container_id, force=True, v=True)
-            client.api.remove_image(IMAGE)
+            client.api.remove_image(image)

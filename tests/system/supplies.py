@@ -23,7 +23,7 @@ from tests.real.dockerd import mounts_below
 CACHE = ROOT / ".cache" / "system"
 SUITE = "bookworm"
 PYTHON = "3.11"  # SUITE's own
-PACKAGES = ("systemd", "systemd-sysv", "dbus", "python3", "python3-venv", "nginx")
+PACKAGES = ("systemd", "systemd-sysv", "dbus", "python3", "python3-venv", "nginx", "make", "logrotate")
 FETCH_S = 600.0
 
 # Of no use to a host that installs nothing more and that nobody logs in to.
