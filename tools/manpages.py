@@ -62,9 +62,7 @@ def had() -> str:
     lines = [_head("chatglm-had", 8, HAD), ".SH SYNOPSIS", ".B chatglm\\-had", _plain(usage), ".SH DESCRIPTION"]
     lines += [
         _plain("One daemon for a host: it starts the instances, asks how they are, takes those that cannot serve out"),
-        _plain(
-            "of nginx and starts them again. systemd runs it as chatglm-ha.service; what it started outlives it."
-        ),
+        _plain("of nginx and starts them again. systemd runs it as chatglm-ha.service; what it started outlives it."),
         ".SH OPTIONS",
         *_pairs(options),
         ".SH SIGNALS",
