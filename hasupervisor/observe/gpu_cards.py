@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from hasupervisor.decide.gpu.facts import CardView, GpuFact, GpuProcess, Refusal
+from hasupervisor.model.gpu import CardView, GpuFact, GpuProcess, Refusal
 
 Words = dict[str, Any]
 
@@ -63,12 +63,13 @@ class Cards:
         """An error in place of a card's figures. It answered, so it is not silent."""
         card = self._find(words["index"], words["uuid"])
         card.heard = True
-        code, said = int(words["code"]), str(words["words"])
+        code, said, handle = int(words["code"]), str(words["words"]), bool(words["handle"])
         before = card.refusal
         card.silent_since = card.missing_since = None
-        if before is not None and before.code == code:
+        if before is not None and (before.code, before.handle) == (code, handle):
             return False
-        card.refusal = Refusal(code, said, now)
+        same = before is not None and before.code == code
+        card.refusal = Refusal(code, said, before.since if before is not None and same else now, handle)
         return True
 
     def forget_silence(self, now: float) -> None:

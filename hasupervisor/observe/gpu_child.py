@@ -6,7 +6,7 @@ SKIP: indices of cards that are left alone, comma-joined. It prints one JSON obj
 touch before it touches it, so that silence names the card:
 
     {"begin": "driver"}                                 then {"up": {"driver": "550.163.01", "count": 8}}
-    {"begin": 3, "uuid": "GPU-..." or null}             then {"card": {...}} or {"refused": {"index", "code", "words"}}
+    {"begin": 3, "uuid": "GPU-..." or null}             then {"card": {...}}, or {"refused": {...}} with code and words
     {"xid": {"uuid": "GPU-...", "code": 79}}            among those of its card
     {"end": 8}                                          a round is over; 8 cards were listed
     {"down": {"code": 9, "words": "Driver Not Loaded"}}  NVML cannot be used; it ends with that
@@ -181,11 +181,13 @@ class Look:
 
     def at(self, index: int) -> None:
         self._speech.go(begin=index, uuid=self._uuids.get(index))
+        opening = index not in self._cards
         try:
             card = self._cards.get(index)
             if card is None:
                 card = self._cards[index] = Card(index)
                 self._uuids[index] = card.uuid
+                opening = False
             for code in card.xids():
                 self._speech.add(xid={"uuid": card.uuid, "code": code})
             self._speech.add(card=card.figures(self._processes_every))
@@ -194,7 +196,7 @@ class Look:
             if stale is not None:
                 stale.close()
             told = {"index": index, "uuid": self._uuids.get(index), "code": error.value, "words": str(error)}
-            self._speech.add(refused=told)
+            self._speech.add(refused=told | {"handle": opening})
 
 
 def main() -> int:

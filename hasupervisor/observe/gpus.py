@@ -10,7 +10,7 @@ from typing import Any
 
 import structlog
 
-from hasupervisor.decide.gpu.facts import DriverState, DriverView, Source, Xid
+from hasupervisor.model.gpu import DriverState, DriverView, Source, Xid
 from hasupervisor.observe.gpu_cards import Card, Cards
 from hasupervisor.observe.gpu_process import Ended, GpuProcess, Silent, start_child
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import structlog
 
-from hasupervisor.decide.gpu.facts import KernelLogView, Xid
+from hasupervisor.model.gpu import KernelLogView, Xid
 from hasupervisor.observe.xid_lines import XidLines
 
 log = structlog.get_logger(__name__)

@@ -20,7 +20,7 @@ import re
 import time
 from collections.abc import Callable
 
-from hasupervisor.decide.gpu.facts import Source, Xid, bus_key
+from hasupervisor.model.gpu import Source, Xid, bus_key
 
 FELL = 79  # the Xid of a GPU that has fallen off the bus
 RECOVERY_CHANGED = 154

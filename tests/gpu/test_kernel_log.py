@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from hasupervisor.decide.gpu.facts import Source, Xid, bus_key
+from hasupervisor.model.gpu import Source, Xid, bus_key
 from hasupervisor.observe.kernel_log import KMSG, KernelLog
 from hasupervisor.observe.xid_lines import XidLines
 from tests.real.waiting import eventually

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from hasupervisor.decide.gpu.facts import CardView, DriverState, GpuFact, GpuProcess, Source
+from hasupervisor.model.gpu import CardView, DriverState, GpuFact, GpuProcess, Source
 from hasupervisor.observe.gpus import GpuSense, Pace
 from tests.doubles.nvml.cards import EVERY, LIBRARY, LOST, MISMATCH, NOT_LOADED, UNKNOWN, Card, NvmlDouble
 from tests.doubles.nvml.never import mount_that_never_answers
@@ -190,6 +190,24 @@ async def test_the_xid_of_a_card_that_is_lost_at_once_is_heard_and_the_other_car
         nvml.tell()
         await renewed(sense, first)
         assert view(sense, first).refusal is None
+
+
+async def test_an_unknown_error_tells_whether_even_a_handle_was_refused(nvml: NvmlDouble) -> None:
+    figures, everything = nvml.cards
+    async with sensing(nvml.environment) as sense:
+        await all_seen(sense, nvml)
+        figures.failing = {"nvmlDeviceGetMemoryInfo_v2": UNKNOWN}
+        everything.failing = {EVERY: UNKNOWN}
+        nvml.tell()
+
+        def refused() -> bool:
+            first, second = view(sense, figures).refusal, view(sense, everything).refusal
+            return first is not None and second is not None and second.handle
+
+        await eventually(refused, "refused", WITHIN)
+        refusal = view(sense, figures).refusal
+        assert refusal is not None
+        assert (refusal.code, refusal.handle) == (UNKNOWN, False)
 
 
 async def test_silence_names_the_card_the_others_are_seen_on_and_it_comes_back_when_it_answers(

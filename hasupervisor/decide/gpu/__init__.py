@@ -1,1 +1,1 @@
-"""GPUs: what is seen of them, and which fault asks for what."""
+"""GPUs: which fault asks for what, and what becomes of a card."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
 
 
@@ -59,6 +59,7 @@ class Refusal:
     code: int  # nvmlReturn_t
     words: str
     since: float
+    handle: bool = False  # not even a handle of it was to be had
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +111,63 @@ class KernelLogView:
 
     readable: bool
     sentence: str = ""  # why not, and what that costs
-    lost: int = field(default=0)  # how often lines were overwritten before they were read
+    lost: int = 0  # how often lines were overwritten before they were read
+
+
+class CardState(StrEnum):
+    """A card as people are shown it (CONTRACT 4, `gpus`)."""
+
+    OK = "ok"
+    SUSPECT = "suspect"  # no newcomers
+    QUARANTINED = "quarantined"  # nothing is placed on it
+    LOST = "lost"  # it is not there any more
+
+
+class Need(StrEnum):
+    """What ends a quarantine."""
+
+    RESET = "reset"  # of the card; a reboot does it too
+    REBOOT = "reboot"
+    REPAIR = "repair"  # no reboot mends it: a person looks, then says `gpu clear`
+    WORD = "word"  # of the person who quarantined it
+
+
+@dataclass(frozen=True, slots=True)
+class Quarantine:
+    """Why nothing is placed on a card, kept over restarts of the daemon."""
+
+    reason: str
+    need: Need
+    since_wall: float
+    boot: str  # boot id of the host then: another one, and a reboot has happened
+    by: str = "chatglm-ha"
+    evicts: bool = True  # what runs on it has to start elsewhere
+
+
+@dataclass(frozen=True, slots=True)
+class Counted:
+    """One fault that counts towards an escalation."""
+
+    row: str  # the name of its row in the table
+    at: float  # of the first line of it
+    last_at: float  # and of the last: one fault may be told in many
+    instance: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class CardRecord:
+    """What is remembered of one card. Decisions return new records.
+
+    Kept over restarts of the daemon: the quarantines and `lost_in`; the rest is in monotonic time.
+    """
+
+    uuid: str
+    quarantine: Quarantine | None = None  # for a fault
+    by_hand: Quarantine | None = None  # a person's; no reboot ends it
+    counted: tuple[Counted, ...] = ()  # the oldest first
+    throttled: tuple[tuple[int, bool], ...] = ()  # minutes since any start, and whether it was throttled in them
+    leaking_since: float | None = None
+    lost_in: tuple[str, ...] = ()  # boot ids in which it was lost, the oldest first
 
 
 def bus_key(bus: str) -> tuple[int, int, int] | None:
