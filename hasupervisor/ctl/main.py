@@ -29,6 +29,7 @@ COMMANDS = (
     "nginx",
     "config",
     "drill",
+    "doctor",
     "version",
     "completion",
 )

@@ -40,7 +40,7 @@ HEAVY = {
     "urllib.parse",
     "uvicorn",
 }
-LATER = ("upgrade", "rollback", "gpu", "doctor", "top")
+LATER = ("upgrade", "rollback", "gpu", "top")
 
 
 def _every_command() -> list[list[str]]:

@@ -15,14 +15,14 @@ import sys
 import tempfile
 import tomllib
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from tests.checkout import ROOT, copy_sources
 from tests.real.dockerd import mounts_below
 
 CACHE = ROOT / ".cache" / "system"
-SUITE = "bookworm"
-PYTHON = "3.11"  # SUITE's own
+SUITES = {"bookworm": "3.11", "trixie": "3.13"}  # Debian 12 and 13, and the Python of each
 PACKAGES = ("systemd", "systemd-sysv", "dbus", "python3", "python3-venv", "nginx", "make", "logrotate")
 FETCH_S = 600.0
 
@@ -30,15 +30,16 @@ FETCH_S = 600.0
 LEFT_OUT = ("./var/cache/apt/*", "./var/lib/apt/lists/*", "./usr/share/doc/*", "./usr/share/locale/*")
 
 
-def root_file_system() -> Path:
+def root_file_system(suite: str = "bookworm") -> Path:
     """A tar of a small Debian with systemd, Python and nginx."""
-    return _kept(f"{SUITE}-{_digest(*PACKAGES, *LEFT_OUT)}.tar", _debootstrap)
+    return _kept(f"{suite}-{_digest(*PACKAGES, *LEFT_OUT)}.tar", partial(_debootstrap, suite))
 
 
-def dependencies() -> Path:
-    """A folder with a wheel of everything that the project depends on or is built with, for the Python of SUITE."""
+def dependencies(suite: str = "bookworm") -> Path:
+    """A folder with a wheel of everything that the project depends on or is built with, for the suite's Python."""
+    python = SUITES[suite]
     made_from = [(ROOT / name).read_text() for name in ("setup.cfg", "pyproject.toml", "constraints.txt")]
-    return _kept(f"wheels-{PYTHON}-{_digest(*made_from)}", _download)
+    return _kept(f"wheels-{python}-{_digest(*made_from)}", partial(_download, python))
 
 
 def _digest(*words: str) -> str:
@@ -62,14 +63,14 @@ def _kept(name: str, make: Callable[[Path], None]) -> Path:
     return kept
 
 
-def _debootstrap(made: Path) -> None:
+def _debootstrap(suite: str, made: Path) -> None:
     if os.geteuid() != 0:
         raise RuntimeError("tests/system makes a Debian root file system and needs root: sudo make test")
     if shutil.which("debootstrap") is None:
         raise RuntimeError("tests/system needs debootstrap: apt-get install debootstrap")
     root = made.with_name("root")
     try:
-        _run("debootstrap", "--variant=minbase", f"--include={','.join(PACKAGES)}", SUITE, str(root))
+        _run("debootstrap", "--variant=minbase", f"--include={','.join(PACKAGES)}", suite, str(root))
     finally:
         for mount in mounts_below(root):  # left by one that failed
             _run("umount", "--lazy", mount)
@@ -77,11 +78,11 @@ def _debootstrap(made: Path) -> None:
     _run("tar", "--one-file-system", "-C", str(root), *left_out, "-cf", str(made), ".")
 
 
-def _download(made: Path) -> None:
+def _download(python: str, made: Path) -> None:
     made.mkdir()
     machine = platform.machine()
     platforms = [f"--platform=manylinux{tag}_{machine}" for tag in ("_2_28", "_2_17", "2014")]
-    wanted = ["--only-binary=:all:", f"--python-version={PYTHON}", "--implementation=cp", *platforms]
+    wanted = ["--only-binary=:all:", f"--python-version={python}", "--implementation=cp", *platforms]
     wanted += ["--constraint", str(ROOT / "constraints.txt")]
     sources = made.with_name("sources")
     copy_sources(sources)

@@ -11,6 +11,7 @@ import pytest
 
 from tests.system.conftest import REMOVE, START, install
 from tests.system.hosting import (
+    CHECKOUT,
     CONFIG,
     PROCESSES,
     RATE,
@@ -54,7 +55,7 @@ def no_defects(host: Machine) -> Iterator[None]:
 
 
 def test_the_unit_has_nothing_that_systemd_complains_of(host: Machine) -> None:
-    assert host.run("systemd-analyze", "verify", f"/etc/systemd/system/{UNIT}.service") == ""
+    assert host.run("systemd-analyze", "verify", f"/usr/lib/systemd/system/{UNIT}.service") == ""
     assert host.shown(UNIT, "LoadState") == "loaded"
 
 
@@ -245,7 +246,7 @@ def test_a_host_that_boots_serves_again_by_itself(served: Machine) -> None:
 
 def test_the_commands_of_the_readme_remove_it_without_a_trace(served: Machine) -> None:
     assert "keeper.py" in served.run("bash", "-c", PROCESSES)
-    served.run("bash", "-eu", "-c", REMOVE)
+    served.run("bash", "-eu", "-c", f"cd {CHECKOUT}\n{REMOVE}")
     assert served.shown(UNIT, "LoadState") == "not-found"
     elsewhere = ["-not", "-path", "/srv/*", "-not", "-path", "/root/.cache/pip/*"]  # the checkout, and pip's cache
     assert served.run("find", "/", "-xdev", *elsewhere, "-name", "*chatglm*") == ""
