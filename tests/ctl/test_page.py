@@ -28,8 +28,7 @@ def test_the_picture_on_the_page_is_what_one_sees(hactl: Run, daemon: StandIn) -
         "hint": "chatglm-hactl logs chatglm-02 --last-failure",
     }
     instances = [documents.instance(1, reason="answers, 3 in flight"), documents.fallen_instance(2)]
-    daemon.state.status = documents.status(
-        *instances, mode="manual", problems=[problem], autoscale={"sentence": "holding 2: set by hand"}
-    )
+    held = "holding 2: set by hand (mode manual); `chatglm-hactl autoscale on` gives it back"
+    daemon.state.status = documents.status(*instances, mode="manual", problems=[problem], autoscale={"sentence": held})
     shown = "".join(f"    {line}".rstrip() + "\n" for line in hactl("status").stdout.splitlines())
     assert f"    $ chatglm-hactl status\n{shown}" in INTRODUCTION
