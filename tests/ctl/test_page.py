@@ -10,6 +10,7 @@ from tests.ctl.conftest import Run
 from tests.ctl.stand_in import StandIn
 from tools.hactldoc import CODES, INTRODUCTION, page
 
+SET_BY_HAND = "set by hand (mode manual); `chatglm-hactl autoscale on` gives it back"
 ROOT = Path(__file__).resolve().parents[2]
 
 

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import math
 import random
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from hasupervisor.decide.autoscale import lessons
 from hasupervisor.decide.autoscale.facts import Lesson, Sample
-from hasupervisor.decide.autoscale.guards import with_lesson
 from hasupervisor.decide.autoscale.judge import Judge
 from hasupervisor.decide.autoscale.replay import Host, Row, Total, Traffic, recorded, replay
 from tests.decide.scaling_facts import NOW, RULES, quiet, samples, situation
 
+HOURS = 6  # played in about a second
 POLICIES = ("thresholds", "concurrency")
 QUICK = {"up_connections": 6.0, "down_connections": 3.0, "up_response_time_ms": 1500.0, "down_response_time_ms": 900.0}
 
@@ -31,20 +34,30 @@ def play(
 @pytest.mark.parametrize("policy", POLICIES)
 @settings(max_examples=12)
 @given(
-    qps=st.floats(0.2, 40.0),
-    work_s=st.floats(0.05, 6.0),
+    qps=st.floats(0.02, 40.0),
+    work_s=st.floats(0.05, 10.0),
     slots=st.integers(1, 8),
     load_s=st.floats(1.0, 200.0),
     start=st.integers(2, 6),
     seed=st.integers(0, 1000),
 )
-def test_an_even_load_makes_the_count_turn_once_at_most(
+@example(qps=0.5, work_s=4.0, slots=1, load_s=1.0, start=2, seed=0)
+@example(qps=0.1, work_s=8.0, slots=4, load_s=60.0, start=2, seed=3)
+def test_an_even_load_finds_no_count_too_few_twice(
     policy: str, qps: float, work_s: float, slots: int, load_s: float, start: int, seed: int
 ) -> None:
-    """Once: it may have grown for a queue that is gone later. Within the hour for which a lesson holds."""
-    host = Host(start=start, slots=slots, load_s=load_s)
-    _, total = play(policy, [Traffic(0.0, qps, work_s)], 3600.0, host, seed, **QUICK)
-    assert total.turns <= 1
+    """Each count may be tried; who was too few is not tried again for an hour, then for two, then for four."""
+    rows, total = play(policy, [Traffic(0.0, qps, work_s)], HOURS * 3600.0, Host(start, slots, load_s), seed, **QUICK)
+    too_few: dict[int, list[float]] = {}
+    before = start
+    for row in rows:
+        if row.desired > before:
+            too_few.setdefault(before, []).append(row.at)
+        before = row.desired
+    for times in too_few.values():
+        gaps = [later - earlier for earlier, later in pairwise(times)]
+        assert all(gap >= 3600.0 * 2**place for place, gap in enumerate(gaps)), f"tried again after {gaps} s"
+    assert total.turns <= 2 * sum(len(times) for times in too_few.values())
 
 
 @pytest.mark.parametrize("policy", POLICIES)
@@ -85,26 +98,59 @@ def test_idle_with_long_answers_ratchets_thresholds_and_not_concurrency() -> Non
     assert play("thresholds", trace, 7200.0, Host(2, 4, 60.0))[1].most == 6
 
 
-def test_a_lesson_keeps_the_count_until_there_are_fewer_requests() -> None:
-    found = quiet(12, desired=3, serving=3, qps=10.0)
+def test_a_lesson_keeps_the_count_until_there_are_surely_fewer_requests() -> None:
     judge = Judge(RULES, NOW - 100)
-    judge.remember(found, NOW)
-    judge.lessons = (Lesson(2, 11.0, NOW - 120),)
+    judge.remember(quiet(60, desired=3, serving=3, qps=10.0), NOW)
+    judge.lessons = (Lesson(2, 14.0, NOW - 120),)
     held = judge.opinion(situation(3), NOW)
     assert held.desired == 3
-    assert held.held_back_by == "2 were too few for 11.0 requests/s 2 min ago, it is 10.0 now"
+    assert held.held_back_by == "2 were too few for 14 requests/s 2 min ago, up to 10.4 now"
     judge.lessons = (Lesson(2, 20.0, NOW - 120),)
     assert judge.opinion(situation(3), NOW).desired == 2
-    judge.lessons = (Lesson(2, 11.0, NOW - 3601),)
+    judge.lessons = (Lesson(2, 14.0, NOW - 3601),)
     assert judge.opinion(situation(3), NOW).desired == 2
+
+
+def test_a_lesson_is_not_outgrown_by_what_is_not_known() -> None:
+    judge = Judge(RULES, NOW - 100)
+    judge.remember(quiet(29, desired=3, serving=3, qps=0.1), NOW)
+    judge.lessons = (Lesson(2, 50.0, NOW - 120),)
+    held = judge.opinion(situation(3), NOW)
+    assert held.held_back_by == "2 were too few for 50 requests/s 2 min ago, it is not known how many come now"
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_after_a_burst_the_load_before_it_gets_what_it_had(policy: str) -> None:
+    trace = [Traffic(0.0, 2.0, 0.5), Traffic(900.0, 24.0, 0.5), Traffic(1300.0, 2.0, 0.5)]
+    rows, _ = play(policy, trace, 1300.0 + 2400.0, Host(2, 4, 20.0), **QUICK)
+    assert max(row.serving for row in rows) >= 3
+    assert rows[-1].serving == 2, "what the burst has taught does not hold its hour"
+
+
+def test_the_lowest_rate_is_that_of_a_burst_and_not_the_chance_of_a_few() -> None:
+    calm, burst = quiet(60, qps=2.0), quiet(59, qps=2.0) + quiet(1, qps=20.0)
+    assert lessons.lowest_rate(calm, 10.0) == pytest.approx(2.0 - 3 * math.sqrt(1200) / 600)
+    assert lessons.lowest_rate(burst, 10.0) == pytest.approx(20.0 - 3 * math.sqrt(200) / 10)
+    assert lessons.lowest_rate(quiet(12, qps=0.05), 10.0) == 0.0, "six requests are chance"
+    assert lessons.lowest_rate(quiet(12, qps=None), 10.0) is None
+
+
+def test_a_lesson_becomes_clearer_while_what_it_has_started_loads() -> None:
+    taught = (Lesson(2, 1.0, NOW),)
+    loading = situation(3, serving=2, starting=("number 3",), load_seconds=100.0)
+    assert lessons.refined(taught, loading, lambda: 5.0, NOW + 150) == (Lesson(2, 5.0, NOW),)
+    assert lessons.refined(taught, loading, lambda: 0.5, NOW + 150) == taught
+    assert lessons.refined(taught, loading, lambda: 5.0, NOW + 201) == taught
+    assert lessons.refined(taught, situation(3), lambda: 5.0, NOW + 10) == taught
+    assert lessons.refined(taught, replace(loading, serving=1), lambda: 5.0, NOW + 10) == taught
 
 
 def test_a_lesson_that_comes_again_holds_twice_as_long() -> None:
-    once = with_lesson((), Lesson(2, 10.0, NOW))
-    twice = with_lesson(once, Lesson(2, 11.0, NOW + 3700))
-    other = with_lesson(twice, Lesson(3, 20.0, NOW + 3800))
+    once = lessons.with_one_more((), Lesson(2, 10.0, NOW))
+    twice = lessons.with_one_more(once, Lesson(2, 11.0, NOW + 3700))
+    other = lessons.with_one_more(twice, Lesson(3, 20.0, NOW + 3800))
     assert [(lesson.serving, lesson.holds) for lesson in other] == [(2, 7200.0), (3, 3600.0)]
-    late = with_lesson(other, Lesson(2, 10.0, NOW + 100_000))
+    late = lessons.with_one_more(other, Lesson(2, 10.0, NOW + 100_000))
     assert next(lesson.holds for lesson in late if lesson.serving == 2) == 3600.0
 
 
@@ -114,7 +160,7 @@ def test_a_decision_is_made_when_it_is_due_and_teaches() -> None:
     opinion = judge.decide(situation(), NOW)
     assert opinion is not None
     assert opinion.desired == 3
-    assert judge.lessons == (Lesson(2, 10.0, NOW),)
+    assert judge.lessons == (Lesson(2, pytest.approx(10.0 - 3 * math.sqrt(600) / 60), NOW),)
     assert judge.decide(situation(), NOW + 29) is None
 
 

@@ -1,17 +1,10 @@
-"""What holds every policy back: bounds, starts under way, no room, what was learned when fewer were too few."""
+"""What holds every policy back: bounds, starts under way, somebody ill, no room."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 
-from hasupervisor.decide.autoscale.facts import Lesson, Opinion, Rules, Situation
-
-LONGEST_LESSON = 86_400.0
-"""Seconds that a lesson holds at most; each time that it is taught again, it holds twice as long."""
-
-LESS = 0.7
-"""The share of the requests a second that were too many, up to which fewer instances are tried again."""
+from hasupervisor.decide.autoscale.facts import Opinion, Rules, Situation
 
 Inputs = Mapping[str, float | None]
 
@@ -64,27 +57,6 @@ def least(rules: Rules) -> int:
 def left_serving(situation: Situation) -> int:
     """How many serve after one less is wanted: what does not serve goes first."""
     return situation.serving if situation.parked else situation.serving - 1
-
-
-def lesson_against(situation: Situation, qps: float | None, now: float) -> str | None:
-    """Why so few as are left would be too few again, or None."""
-    after = left_serving(situation)
-    for lesson in reversed(situation.lessons):
-        if lesson.serving < after or now - lesson.at > lesson.holds:
-            continue
-        minutes = (now - lesson.at) / 60
-        if qps is None or qps > LESS * lesson.qps:
-            known = "their number is not known now" if qps is None else f"it is {qps:.1f} now"
-            return f"{lesson.serving} were too few for {lesson.qps:.1f} requests/s {minutes:.0f} min ago, {known}"
-    return None
-
-
-def with_lesson(lessons: tuple[Lesson, ...], lesson: Lesson) -> tuple[Lesson, ...]:
-    """The lessons with one more; the last of each count is kept, and one that comes again holds longer."""
-    again = any(old.serving == lesson.serving and lesson.at - old.at < 2.0 * old.holds for old in lessons)
-    held = max((old.holds for old in lessons if old.serving == lesson.serving), default=lesson.holds)
-    holds = min(2.0 * held, LONGEST_LESSON) if again else lesson.holds
-    return (*(old for old in lessons if old.serving != lesson.serving), replace(lesson, holds=holds))
 
 
 def _why_not_more(situation: Situation, rules: Rules) -> str | None:

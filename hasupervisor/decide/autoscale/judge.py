@@ -6,13 +6,12 @@ from collections import deque
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
-from hasupervisor.decide.autoscale import capacity, concurrency, guards, thresholds
+from hasupervisor.decide.autoscale import capacity, concurrency, guards, lessons, thresholds
 from hasupervisor.decide.autoscale.capacity import Slots
 from hasupervisor.decide.autoscale.facts import Lesson, Load, Opinion, Rules, Sample, Situation
 
 KEEP_LOADS = 4000  # looks: over an hour at one a second
 KEEP_SAMPLES = 1080  # three hours at the usual period
-RATE_OVER = 12  # samples that the requests a second are taken over
 
 
 class Judge:
@@ -65,6 +64,7 @@ class Judge:
 
     def decide(self, situation: Situation, now: float) -> Opinion | None:
         """The opinion to act upon, every `rules.evaluate` seconds; in a burst at once. None: it is not time."""
+        self.lessons = lessons.refined(self.lessons, situation, self._lowest, now)
         due = now - self._evaluated_at >= self.rules.evaluate
         if not due and not self._may_be_urgent(situation, now):
             return None
@@ -83,18 +83,18 @@ class Judge:
         return concurrency.may_be_burst(self._loads, self.slots(), now)
 
     def _learn(self, situation: Situation, now: float) -> None:
-        qps = self._qps()
-        if qps is not None and situation.serving:
-            self.lessons = guards.with_lesson(self.lessons, Lesson(situation.serving, qps, now))
+        lowest = self._lowest()
+        if lowest is not None and situation.serving:
+            self.lessons = lessons.with_one_more(self.lessons, Lesson(situation.serving, lowest, now))
 
     def _by_lessons(self, opinion: Opinion, situation: Situation, now: float) -> Opinion:
         if opinion.desired >= situation.desired or opinion.reason == "bounds":
             return opinion
-        held = guards.lesson_against(situation, self._qps(), now)
+        highest = lessons.highest_rate(list(self._samples)[-lessons.CALM :], self.rules.sample, now)
+        held = lessons.against(situation, highest, now)
         if held is None:
             return opinion
         return guards.stay(situation, f"one less would do, but {held}", opinion.inputs, held)
 
-    def _qps(self) -> float | None:
-        newest = [sample.qps for sample in list(self._samples)[-RATE_OVER:] if sample.qps is not None]
-        return sum(newest) / len(newest) if newest else None
+    def _lowest(self) -> float | None:
+        return lessons.lowest_rate(list(self._samples)[-lessons.CALM :], self.rules.sample)
