@@ -109,7 +109,7 @@ def _perhaps_fewer(
     peak = max(load.in_flight or 0.0 for load in known if load.at >= back.now - STABLE)
     if held is None and peak > DOWN_MARGIN * slots.target * after:
         held = f"{after} would be full: up to {peak:.0f} were in flight within a minute"
-    return guards.fewer(f"{carried}; {most} are enough", situation, rules, inputs, held)
+    return guards.fewer(f"{carried}; {most} {'is' if most == 1 else 'are'} enough", situation, rules, inputs, held)
 
 
 def _why_more(need: _Need, slots: Slots) -> str:
