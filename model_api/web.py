@@ -28,7 +28,7 @@ CLIENT_GONE = 499  # nginx's number; nobody receives it
 
 _STATUS = {
     Why.OUT_OF_MEMORY: 503,
-    Why.DEADLINE: 504,
+    Why.DEADLINE: 408,  # not 504: a gateway would ask the next instance for what nobody waits for any more
     Why.NOT_FINITE: 500,
     Why.SHUTDOWN: 503,
     Why.FAULT: 500,
