@@ -142,8 +142,13 @@ class _Reading:
         try:
             return Config.model_validate(self.table)
         except ValidationError as failure:
-            for error in failure.errors(include_url=False):
+            found = failure.errors(include_url=False)
+            for error in found:
                 path = error["loc"]
+                if error["type"] == "too_short" and any(
+                    other["loc"][: len(path)] == path != other["loc"] for other in found
+                ):
+                    continue  # it is short of what was refused, which is told
                 section, name = str(path[0]), str(path[1])
                 deeper = [str(part) for part in path[2:] if isinstance(part, str) and part != "[key]"]
                 self._report(self._place(path), ".".join([section, name, *deeper]), words.sentence(error))

@@ -151,6 +151,11 @@ MISTAKES: list[tuple[str, str, list[str]]] = [
         ["2: process.command: unknown placeholder {gpu}; {python}, {port}, {name} are filled in"],
     ),
     (
+        "the only word is wrong: it is not told that the list is empty without it",
+        '[process]\ncommand = ["{gpu}"]\n',
+        ["2: process.command: unknown placeholder {gpu}; {python}, {port}, {name} are filled in"],
+    ),
+    (
         "a shell's variable that would be filled in",
         """[process]\ncommand = ["sh", "-c", "exec vllm --port ${port}"]\n""",
         ["2: process.command: ${port} would be filled in behind the $; write {port}, or a variable of another name"],
