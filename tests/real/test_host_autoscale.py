@@ -11,6 +11,7 @@ from tests.real.daemon import PATIENT, Daemon, Document, Settings, as_processes,
 from tests.real.pressure import pressure
 
 SLOTS = {"SERVICE_S": "0.5", "SLOTS": "4"}  # 8 requests a second and instance
+OUTGROWN_S = 100.0  # sixty samples of a second until the lessons of the load are outgrown, then a step every four
 RATE = 24.0  # what four of them carry at three quarters of what they can, and two do not
 
 QUICK: Settings = {
@@ -55,7 +56,7 @@ def test_a_load_that_needs_more_gets_more_and_they_go_after_it_without_a_lost_re
     assert load.result.sent > 50
     assert "thresholds" in shown.out
     assert "concurrency" in shown.out
-    host.wait_for(is_back, "two again", within=60.0)
+    host.wait_for(is_back, "two again", within=OUTGROWN_S)
     taken = steps(host)
     up = [step for step in taken if int(step["sentence"][5]) > int(step["sentence"][0])]
     assert len(up) >= 2
