@@ -55,7 +55,7 @@ async def test_a_request_goes_to_whoever_was_asked_after_it_came() -> None:
     held.prove({ONE: 99.0})
     assert held.waiting == 1, "a proof from before it came says nothing about now"
     held.prove({ONE: 99.0, TWO: 100.5})
-    assert await task == Told(Verdict.GO, 100.0, TWO)
+    assert await task == Told(Verdict.GO, 1.0, TWO)
     assert held.counts.released == 1
 
 
@@ -98,20 +98,25 @@ async def test_a_request_that_finds_nobody_in_time_is_told_so() -> None:
 async def test_the_time_that_a_request_has_waited_before_counts() -> None:
     clock = Clock()
     held, _ = room(clock, hold=10.0)
-    assert (await held.ask(Asked(since=90.0))).verdict is Verdict.NOBODY
-    (task,) = await waiting(held, 1, Asked(since=91.0))
-    clock.now = 100.2
-    held.prove({ONE: 100.1})
-    assert await task == Told(Verdict.GO, 91.0, ONE)
+    assert (await held.ask(Asked(waited=10.0))).verdict is Verdict.NOBODY
+    (task,) = await waiting(held, 1, Asked(waited=9.0))
+    clock.now = 100.25
+    held.prove({ONE: 100.125})
+    assert await task == Told(Verdict.GO, 9.25, ONE)
 
 
-async def test_a_time_from_the_future_is_not_believed() -> None:
+async def test_the_time_that_an_instance_had_it_does_not_count() -> None:
     clock = Clock()
-    held, _ = room(clock)
-    (task,) = await waiting(held, 1, Asked(since=5000.0))
-    clock.now = 100.2
-    held.prove({ONE: 100.1})
-    assert (await task).since == 100.0
+    held, _ = room(clock, hold=10.0)
+    (task,) = await waiting(held, 1)
+    clock.now = 102.0
+    held.prove({ONE: 101.0})
+    told = await task
+    clock.now = 125.0  # ONE has hung for 23 s, and was killed
+    (task,) = await waiting(held, 1, Asked(f"{OWN} : {ONE}", "0.0 : 0.0", "200 : 502", told.waited))
+    clock.now = 127.0
+    held.prove({TWO: 126.0})
+    assert await task == Told(Verdict.GO, 4.0, TWO)
 
 
 async def test_more_than_hold_max_are_refused_at_once() -> None:

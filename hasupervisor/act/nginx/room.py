@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 from collections.abc import Callable
 
 import structlog
@@ -117,22 +118,21 @@ def _parse(head: str) -> tuple[str, dict[str, str]]:
 
 
 def _asked(headers: dict[str, str]) -> Asked:
-    since = headers.get("x-ha-since", "")
     try:
-        moment = float(since) if since else None
+        waited = float(headers.get("x-ha-waited") or 0.0)
     except ValueError:
-        moment = None
+        waited = 0.0
     return Asked(
         tried=headers.get("x-ha-tried", ""),
         connected=headers.get("x-ha-connect", ""),
         status=headers.get("x-ha-status", ""),
-        since=moment,
+        waited=max(0.0, waited) if math.isfinite(waited) else 0.0,
     )
 
 
 def _go(told: Told) -> bytes:
     if told.verdict is Verdict.GO:
-        lines = ["200 OK", "X-Accel-Redirect: @again", f"X-HA-Target: {told.target}", f"X-HA-Since: {told.since:.3f}"]
+        lines = ["200 OK", "X-Accel-Redirect: @again", f"X-HA-Target: {told.target}", f"X-HA-Waited: {told.waited:.3f}"]
         return _response("\r\n".join(lines), "")
     status, message, kind = _REFUSALS[told.verdict]
     if told.verdict is not Verdict.DEADLY:

@@ -46,15 +46,15 @@ class Asked:
     tried: str = ""  # $upstream_addr
     connected: str = ""  # $upstream_connect_time
     status: str = ""  # $upstream_status
-    since: float | None = None  # when it first came here, as we told nginx then (monotonic)
+    waited: float = 0.0  # seconds that it has been held here before, as we told nginx then
 
 
 @dataclass(frozen=True, slots=True)
 class Told:
-    """Our answer: with GO where to, and since when it has been held."""
+    """Our answer: with GO where to, and how many seconds it has been held in all."""
 
     verdict: Verdict
-    since: float
+    waited: float
     target: Address | None = None
 
 
@@ -119,20 +119,23 @@ class WaitingRoom:
         self._release()
 
     async def ask(self, asked: Asked) -> Told:
-        """Waits for somebody to send this request to. Cancelling it says that the client has gone."""
-        now = self._clock()
-        since = asked.since if asked.since is not None and asked.since <= now else now
+        """Waits for somebody to send this request to. Cancelling it says that the client has gone.
+
+        `hold` is for the time here alone: an instance that hung before it fell has taken some of the client's patience,
+        and none of ours.
+        """
+        waited = asked.waited
         if fallen(asked, self._own) >= self._tries:
             self.counts.refused_deadly += 1
-            return Told(Verdict.DEADLY, since)
-        left = since + self._hold - now
+            return Told(Verdict.DEADLY, waited)
+        left = self._hold - waited
         if left <= 0:
             self.counts.expired += 1
-            return Told(Verdict.NOBODY, since)
+            return Told(Verdict.NOBODY, waited)
         if len(self._waiting) >= self._hold_max:
             self.counts.refused_full += 1
-            return Told(Verdict.FULL, since)
-        return await self._wait(now, since, left)
+            return Told(Verdict.FULL, waited)
+        return await self._wait(waited, left)
 
     def close(self) -> None:
         """Stops releasing; whoever waits is told that there is nobody."""
@@ -143,8 +146,8 @@ class WaitingRoom:
             held.answer.cancel()
         self._waiting.clear()
 
-    async def _wait(self, now: float, since: float, left: float) -> Told:
-        held = _Held(now, asyncio.get_running_loop().create_future())
+    async def _wait(self, waited: float, left: float) -> Told:
+        held = _Held(self._clock(), asyncio.get_running_loop().create_future())
         self._waiting.append(held)
         self.counts.held += 1
         self._release()
@@ -153,7 +156,7 @@ class WaitingRoom:
                 target = await held.answer
         except TimeoutError:
             self.counts.expired += 1
-            return Told(Verdict.NOBODY, since)
+            return Told(Verdict.NOBODY, self._hold)
         except asyncio.CancelledError:
             self.counts.left += 1
             raise
@@ -161,7 +164,7 @@ class WaitingRoom:
             if not held.answer.done() or held.answer.cancelled():
                 self._forget(held)
         self.counts.released += 1
-        return Told(Verdict.GO, since, target)
+        return Told(Verdict.GO, waited + self._clock() - held.came, target)
 
     def _forget(self, held: _Held) -> None:
         if held in self._waiting:
