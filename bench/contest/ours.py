@@ -15,6 +15,8 @@ from bench.contest.programs import find, run, tail
 from tests.real.daemon import Daemon, Document, Settings
 
 GREEN_S = 60.0
+TRIES = 4  # as HAProxy's: the first and three retries
+HOLD_S = 25.0  # what clients with 30 s of patience leave; HAProxy's queue has its 30 s
 REFUSED = 5
 
 
@@ -28,7 +30,7 @@ class ChatglmHa:
             "process": {"command": stand.command, "env": stand.environment},
             "health": {"interval": 1, "timeout": 1, "failures": 2},
             "autoscale": {"enabled": False},
-            "nginx": {"max_in_flight": stand.at_once},
+            "nginx": {"max_in_flight": stand.at_once, "tries": TRIES, "hold": HOLD_S},
         }
         self._daemon = Daemon(ports, settings)
 

@@ -119,6 +119,19 @@ async def test_the_time_that_an_instance_had_it_does_not_count() -> None:
     assert await task == Told(Verdict.GO, 4.0, TWO)
 
 
+async def test_who_has_waited_longest_goes_first_though_it_has_been_away() -> None:
+    clock = Clock()
+    held, _ = room(clock)
+    (new,) = await waiting(held, 1)
+    back = asyncio.create_task(held.ask(Asked(waited=4.0)))
+    await asyncio.sleep(0)
+    clock.now = 101.0
+    held.prove({ONE: 100.5})
+    assert await back == Told(Verdict.GO, 5.0, ONE)
+    assert not new.done()
+    held.close()
+
+
 async def test_more_than_hold_max_are_refused_at_once() -> None:
     held, _ = room(Clock(), hold_max=2)
     await waiting(held, 2)

@@ -8,6 +8,7 @@ answered a probe which began after the request came in: an older proof says noth
 from __future__ import annotations
 
 import asyncio
+import bisect
 import itertools
 import re
 import time
@@ -73,6 +74,7 @@ class Counts:
 @dataclass(slots=True)
 class _Held:
     came: float
+    first: float  # when it would have come, had it waited here without a break: the order in which they go
     answer: asyncio.Future[Address] = field(repr=False)
 
 
@@ -147,8 +149,9 @@ class WaitingRoom:
         self._waiting.clear()
 
     async def _wait(self, waited: float, left: float) -> Told:
-        held = _Held(self._clock(), asyncio.get_running_loop().create_future())
-        self._waiting.append(held)
+        now = self._clock()
+        held = _Held(now, now - waited, asyncio.get_running_loop().create_future())
+        bisect.insort(self._waiting, held, key=lambda one: one.first)
         self.counts.held += 1
         self._release()
         try:
