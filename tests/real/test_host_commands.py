@@ -6,8 +6,11 @@ import os
 import pwd
 import signal
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
+import httpx
 import pytest
 
 from hasupervisor.act.nginx import process
@@ -39,6 +42,19 @@ def restarts(status: Document) -> dict[str, int]:
 
 def one_more(before: dict[str, int], *names: str) -> dict[str, int]:
     return {name: count + (1 if name in names else 0) for name, count in before.items()}
+
+
+def streamed(host: Daemon) -> str:
+    """What came of a stream of four seconds through the gateway, cut or whole."""
+    body = {"messages": [{"role": "user", "content": "sleep 4"}], "stream": True}
+    text = ""
+    with (
+        suppress(httpx.TransportError),
+        httpx.stream("POST", f"{host.gateway}/v1/chat/completions", json=body, timeout=30.0) as answer,
+    ):
+        for piece in answer.iter_text():
+            text += piece
+    return text
 
 
 # --- pause ------------------------------------------------------------------------------------------------------------
@@ -94,6 +110,20 @@ def test_a_drained_instance_stays_out_over_a_restart_of_the_daemon_until_undrain
         host.wait_until_green()
     assert load.result.failures == []
     assert restarts(host.status()) == one_more(before, TWO)
+
+
+def test_a_drain_waits_for_the_streams_of_its_instance(host: Daemon) -> None:
+    port = host.instance(TWO)["endpoint"].rpartition(":")[2]
+    with ThreadPoolExecutor(4) as threads:
+        streams = [threads.submit(streamed, host) for _ in range(4)]
+        host.wait_for(lambda status: one(status, TWO)["in_flight"] >= 1, "a stream of it is under way")
+        drained = host.hactl("drain", TWO)
+        of_it = [text.result() for text in streams if f'"name": "{port}"' in text.result()]
+    assert drained.code == 0
+    assert of_it, "none of the streams went to it"
+    assert all(stream.result().endswith("data: [DONE]\n\n") for stream in streams)
+    assert host.instance(TWO)["state"] == "parked"
+    assert host.hactl("undrain", TWO).code == 0
 
 
 def test_a_restart_by_hand_drains_first_and_costs_no_request(host: Daemon) -> None:
