@@ -61,7 +61,7 @@ def common_cause(pairs: Pairs, policy: Policy, now: float) -> CommonCause | None
     since, together = _together({**ailing, **tried}, within)
     served = len(alive | together)
     members = [(s, v) for s, v in pairs if s.record.name in together & ailing.keys()]
-    really = any(v.kind in _BAD or not s.record.in_rotation for s, v in members)  # else all are merely busy
+    really = any(v.kind in _BAD or not s.record.in_rotation or _answers_wrong(s) for s, v in members)
     if not really or len(together) < 2 or 2 * len(together) <= served:
         return None
     names = together & ailing.keys()
@@ -128,6 +128,11 @@ def _could_serve(seen: Seen) -> bool:
 
 def _ails(seen: Seen, verdict: Verdict, policy: Policy) -> bool:
     return verdict.kind in _BAD or (seen.probe is not None and seen.probe.failures >= policy.failures)
+
+
+def _answers_wrong(seen: Seen) -> bool:
+    """Its probes fail in a way that work does not explain; one that is merely late is busy, and so are all of them."""
+    return seen.probe is not None and seen.probe.miss not in (None, Miss.SILENT, Miss.CONNECT_TIMEOUT)
 
 
 def _together(onsets: Mapping[str, float], within: float) -> tuple[float, frozenset[str]]:

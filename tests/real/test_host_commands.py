@@ -148,6 +148,33 @@ def test_a_restart_of_all_goes_one_after_another_and_costs_no_request(host: Daem
     assert restarts(host.wait_until_green()) == one_more(before, ONE, TWO)
 
 
+# --- all at once ------------------------------------------------------------------------------------------------------
+
+
+def test_probes_that_fail_everywhere_while_users_are_served_are_one_problem_and_cost_nobody_anything(
+    host: Daemon,
+) -> None:
+    before = host.status()
+    with pressure(host.gateway) as load:
+        for instance in before["instances"]:
+            httpx.post(f"http://{instance['endpoint']}/standin", json={"mode": "health500"}).raise_for_status()
+        found = host.wait_for(common_cause, "one problem named common cause")
+        load.wait_for_more(1.0)
+        assert all(instance["routed"] for instance in host.status()["instances"])
+        for instance in before["instances"]:
+            httpx.post(f"http://{instance['endpoint']}/standin", json={"mode": "ok"}).raise_for_status()
+        after = host.wait_until_green()
+    assert load.result.failures == []
+    assert len(found) == 1
+    assert "2 of 2 instances turned bad" in found[0]["sentence"]
+    assert restarts(after) == restarts(before)
+    assert {i["name"]: i["pid"] for i in after["instances"]} == {i["name"]: i["pid"] for i in before["instances"]}
+
+
+def common_cause(status: Document) -> list[Document]:
+    return [problem for problem in status["problems"] if problem["sentence"].startswith("common cause")]
+
+
 # --- the gateway ------------------------------------------------------------------------------------------------------
 
 
