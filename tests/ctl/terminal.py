@@ -16,6 +16,8 @@ from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import IO, Self
 
+import psutil
+
 DEADLINE_S = 20.0
 PROGRAM = [sys.executable, "-m", "hasupervisor.ctl.main"]
 _MINDS_CTRL_C = ["env", "--default-signal=INT"]  # whoever runs the tests may ignore it, which is inherited
@@ -59,6 +61,14 @@ class Terminal(_Running):
             assert self._read(), f"{pattern!r} did not show before the end: {self.output!r}"
 
     def press(self, keys: bytes) -> None:
+        """As a person does, once the program waits for it.
+
+        Between showing a prompt and reading, Python's input() hears no Ctrl-C: it would wait for one more key.
+        """
+        deadline = time.monotonic() + DEADLINE_S
+        while psutil.Process(self.program.pid).status() != psutil.STATUS_SLEEPING:
+            assert time.monotonic() < deadline, f"it does not wait for a key: {self.output!r}"
+            time.sleep(0.001)
         os.write(self._master, keys)
 
     def terminate(self) -> None:
