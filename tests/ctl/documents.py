@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+import time
+from datetime import UTC, datetime
 from typing import Any
 
 Document = dict[str, Any]
 
 NOW = "2026-11-24T03:02:11.123Z"
+
+
+STATE_LINE = "2026-11-24 03:01:58  chatglm-02   state      serving -> backoff: killed by signal 9\n"
+SCALE_LINE = "2026-11-24 03:02:03  chatglm      scale      2 -> 3 wanted  (alice (uid 1000))\n"
+"""The two entries of HISTORY, as `history` prints them."""
+
+
+def ago(seconds: float) -> str:
+    """A time in a document, so many seconds before now."""
+    return datetime.fromtimestamp(time.time() - seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def instance(number: int, **changes: Any) -> Document:

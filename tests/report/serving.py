@@ -20,7 +20,9 @@ from hasupervisor.lock import take_socket
 from hasupervisor.report.api import control_api
 from hasupervisor.report.connection import Limits
 from hasupervisor.report.server import serve
+from tests.report import schema
 from tests.report.clerk import Clerk
+from tests.report.schema import conforms
 
 
 @dataclass
@@ -96,3 +98,13 @@ def free_port() -> int:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
         return port
+
+
+async def problem(answer: Any, status: int) -> dict[str, Any]:
+    """The problem document, checked for its form."""
+    assert answer.status_code == status, answer.text
+    assert answer.headers["content-type"] == "application/problem+json"
+    found: dict[str, Any] = answer.json()
+    assert conforms(found, schema.PROBLEM)
+    assert found["status"] == status
+    return found
