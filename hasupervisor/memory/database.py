@@ -19,9 +19,10 @@ from pathlib import Path
 from typing import TypeVar
 
 from hasupervisor.decide.autoscale.facts import Sample
-from hasupervisor.memory import rows, samples
+from hasupervisor.memory import cards, rows, samples
 from hasupervisor.memory.rows import Entry, Moment, Row
 from hasupervisor.model import Operation, Record, Wants
+from hasupervisor.model.gpu import CardRecord
 
 _T = TypeVar("_T")
 
@@ -54,6 +55,7 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
     ),
     ("ALTER TABLE records ADD COLUMN bad_since REAL",),
     (samples.CREATE,),
+    (cards.CREATE,),
 )
 
 _PRAGMAS = (
@@ -97,6 +99,7 @@ class Remembered:
     wants: Wants | None = None
     records: tuple[Record, ...] = ()
     operations: tuple[Operation, ...] = ()  # the oldest first
+    cards: tuple[CardRecord, ...] = ()
     mishaps: tuple[str, ...] = ()
 
 
@@ -112,6 +115,8 @@ class Batch:
     operations: tuple[Operation, ...] = ()
     entries: tuple[Entry, ...] = ()
     samples: tuple[Sample, ...] = ()
+    cards: tuple[CardRecord, ...] = ()
+    blank_cards: tuple[str, ...] = ()  # UUIDs of which there is nothing to remember any more
 
 
 class Memory:
@@ -144,14 +149,17 @@ class Memory:
             records = self._connection.execute("SELECT * FROM records ORDER BY name").fetchall()
             kept = "SELECT * FROM operations WHERE ended IS NULL OR number > (SELECT max(number) FROM operations) - ?"
             operations = self._connection.execute(f"{kept} ORDER BY number", (KEEP_OPERATIONS,)).fetchall()
+            gpus = self._connection.execute("SELECT * FROM cards ORDER BY uuid").fetchall()
         mishaps = [] if self.mishap is None else [self.mishap]
         wanted = [_read("wanted state", partial(rows.wants_of, row), mishaps) for row in wants]
         held = [_read(f"record of {r['name']}", partial(rows.record_of, r, moment), mishaps) for r in records]
         begun = [_read(f"operation {o['id']}", partial(rows.operation_of, o, moment), mishaps) for o in operations]
+        marked = [_read(f"record of GPU {gpu['uuid']}", partial(cards.card_of, gpu), mishaps) for gpu in gpus]
         return Remembered(
             wants=wanted[0] if wanted else None,
             records=tuple(record for record in held if record is not None),
             operations=tuple(operation for operation in begun if operation is not None),
+            cards=tuple(card for card in marked if card is not None),
             mishaps=tuple(mishaps),
         )
 
@@ -175,6 +183,10 @@ class Memory:
                 self._connection.execute("DELETE FROM records WHERE name = ?", (_clean(name),))
             for operation in batch.operations:
                 self._put("operations", rows.operation_row(operation), "id", defects)
+            for card in batch.cards:
+                self._put("cards", cards.card_row(card), "uuid", defects)
+            for uuid in batch.blank_cards:
+                self._connection.execute("DELETE FROM cards WHERE uuid = ?", (_clean(uuid),))
             for entry in batch.entries:
                 self._put("history", rows.entry_row(entry), "id", defects)
             self._prune(len(batch.entries), batch.moment.wall)

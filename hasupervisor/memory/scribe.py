@@ -19,10 +19,13 @@ from typing import TypeVar
 import structlog
 
 from hasupervisor.decide.autoscale.facts import Sample
-from hasupervisor.memory.database import Batch, Memory, MemoryLost, MemoryTrouble, Remembered, TooNew, read_copy
+from hasupervisor.memory import cards
+from hasupervisor.memory.database import Batch, Memory, MemoryLost, MemoryTrouble, Remembered, TooNew
+from hasupervisor.memory.file import File, Written
 from hasupervisor.memory.rows import Entry, Moment, lasting
 from hasupervisor.memory.thread import CallThread
 from hasupervisor.model import Note, Operation, OperationState, Record, Wants
+from hasupervisor.model.gpu import CardRecord
 
 log = structlog.get_logger(__name__)
 
@@ -67,12 +70,13 @@ class Scribe:
     ) -> None:
         self._path = path
         self._clock, self._wall = clock, wall
-        self._file = _File(path, opener)
+        self._file = File(path, opener)
         self._thread = CallThread("memory")
         self._moment = Moment(clock(), wall())
         self._wants: Wants | None = None
         self._records: dict[str, Record] = {}
         self._operations: dict[str, Operation] = {}
+        self._cards: dict[str, CardRecord] = {}  # those with something to remember
         self._changed = _Changed()
         self._waiting: deque[Entry] = deque()
         self._given_up = 0
@@ -109,6 +113,7 @@ class Scribe:
         self._wants = remembered.wants
         self._records = {record.name: record for record in remembered.records}
         self._operations = {operation.id: operation for operation in remembered.operations}
+        self._cards = {card.uuid: card for card in remembered.cards}
         for mishap in remembered.mishaps:
             log.warning(mishap)
             self.note(Note("daemon", "memory", mishap), now_wall)
@@ -145,6 +150,19 @@ class Scribe:
             if old not in self._changed.operations:
                 del self._operations[old]
         self._ask()
+
+    def save_cards(self, records: Iterable[CardRecord]) -> None:
+        """Records of GPUs; those not named stay as they are. Unchanged ones cost nothing."""
+        for record in records:
+            new = None if cards.is_blank(record) else cards.lasting(record)
+            if self._cards.get(record.uuid) == new:
+                continue
+            if new is None:
+                del self._cards[record.uuid]
+            else:
+                self._cards[record.uuid] = new
+            self._changed.cards.add(record.uuid)
+            self._ask()
 
     def note(self, note: Note, at_wall: float) -> None:
         """A line for the history."""
@@ -254,7 +272,7 @@ class Scribe:
         asked, batch, changed = self._asked, self._batch(), self._changed
         self._changed = _Changed()
         self._writing_since = self._clock()
-        written: _Written | None = None
+        written: Written | None = None
         try:
             written = await self._call(partial(self._file.write, batch), None)
         except (MemoryTrouble, TooNew) as trouble:
@@ -285,9 +303,11 @@ class Scribe:
             operations=tuple(o for o in self._operations.values() if o.id in changed.operations),
             entries=tuple(self._waiting),
             samples=tuple(self._samples),
+            cards=tuple(self._cards[uuid] for uuid in sorted(changed.cards & self._cards.keys())),
+            blank_cards=tuple(sorted(changed.cards - self._cards.keys())),
         )
 
-    def _wrote(self, batch: Batch, written: _Written, asked: int) -> None:
+    def _wrote(self, batch: Batch, written: Written, asked: int) -> None:
         self._written = max(self._written, asked)
         for _ in batch.samples:
             self._samples.popleft()
@@ -318,7 +338,9 @@ class Scribe:
             self.note(Note("daemon", "memory", sentence), self._wall())
 
     def _everything(self) -> _Changed:
-        return _Changed(self._wants is not None, set(self._records), set(self._operations), whole=True)
+        return _Changed(
+            self._wants is not None, set(self._records), set(self._operations), set(self._cards), whole=True
+        )
 
     def _ask(self) -> None:
         self._asked += 1
@@ -339,64 +361,12 @@ class _Changed:
     wants: bool = False
     records: set[str] = field(default_factory=set)
     operations: set[str] = field(default_factory=set)
+    cards: set[str] = field(default_factory=set)
     whole: bool = False  # the file may hold records that nobody has read
 
     def add(self, other: _Changed) -> None:
         self.wants |= other.wants
         self.records |= other.records
         self.operations |= other.operations
+        self.cards |= other.cards
         self.whole |= other.whole
-
-
-@dataclass(frozen=True, slots=True)
-class _Written:
-    defects: tuple[str, ...]
-    shift: int = 0  # by how much the lines had to be renumbered
-    mishap: str | None = None  # what opening the file again has brought to light
-
-
-class _File:
-    """What the thread does: opens the file when it is needed and is not open, and never shares it."""
-
-    def __init__(self, path: Path, opener: Callable[[Path], Memory]) -> None:
-        self._path, self._opener = path, opener
-        self._memory: Memory | None = None
-
-    def load(self, moment: Moment) -> tuple[Remembered, int, MemoryTrouble | None]:
-        try:
-            memory = self._opener(self._path)
-            remembered, last_id = memory.load(moment), memory.last_id()
-        except MemoryTrouble as trouble:
-            remembered, last_id = read_copy(self._path, moment) if self._path.exists() else (Remembered(), 0)
-            return remembered, last_id, trouble
-        self._memory = memory
-        return remembered, last_id, None
-
-    def write(self, batch: Batch) -> _Written:
-        shift, mishap = 0, None
-        if self._memory is None:
-            self._memory = self._opener(self._path)
-            mishap = self._memory.mishap
-            first = batch.entries[0].id if batch.entries else 1
-            shift = max(0, self._memory.last_id() + 1 - first)
-            entries = tuple(replace(entry, id=entry.id + shift) for entry in batch.entries)
-            batch = replace(batch, entries=entries)
-        try:
-            return _Written(self._memory.write(batch), shift, mishap)
-        except MemoryLost:
-            with contextlib.suppress(MemoryTrouble):  # it is of no use any more, however it ends
-                self.close()
-            raise
-
-    def history(self, *, n: int, since_wall: float | None, subject: str | None, after_id: int | None) -> list[Entry]:
-        if self._memory is None:
-            return []
-        return self._memory.history(n=n, since_wall=since_wall, subject=subject, after_id=after_id)
-
-    def samples(self, since_wall: float, moment: Moment) -> list[Sample]:
-        return self._memory.samples(since_wall, moment) if self._memory is not None else []
-
-    def close(self) -> None:
-        memory, self._memory = self._memory, None
-        if memory is not None:
-            memory.close()

@@ -240,10 +240,12 @@ async def test_a_file_that_was_removed_is_written_anew_with_everything(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(scribe_module, "RETRY_FIRST", 0.05)
+    lost = CardRecord("GPU-1", lost_in=("boot-1",))
     async with scribe_at(path) as (scribe, _):
         scribe.save_wants(Wants(6))
         scribe.save_records([Record("chatglm-01", 8000, restarts=5)], NOW, WALL)
         scribe.save_operation(Operation("op-4", OperationKind.SCALE, "root (uid 0)", NOW, WALL))
+        scribe.save_cards([lost])
         assert await scribe.flush(5) is None
         for found in list(path.parent.iterdir()):
             found.unlink()
@@ -254,6 +256,7 @@ async def test_a_file_that_was_removed_is_written_anew_with_everything(
         assert remembered.wants == Wants(6)
         assert [(r.name, r.restarts) for r in remembered.records] == [("chatglm-01", 5)]
         assert [o.id for o in remembered.operations] == ["op-4"]
+        assert remembered.cards == (lost,)
         sentences = [entry.sentence for entry in await scribe.history(n=9)]
         assert sentences[0] == "line 1"
         assert sentences[1] == f"{path} was removed or replaced under the daemon"
