@@ -16,6 +16,7 @@ from hasupervisor.memory import Memory, MemoryTrouble, Remembered, Scribe, TooNe
 from hasupervisor.memory import scribe as scribe_module
 from hasupervisor.memory.database import MIGRATIONS, Batch
 from hasupervisor.model import Note, Operation, OperationKind, OperationState, Record, Wants
+from hasupervisor.model.gpu import CardRecord
 
 NOW, WALL = 100.0, 1_800_000_000.0
 
