@@ -8,7 +8,7 @@ from typing import Protocol
 
 from hasupervisor.decide import placement
 from hasupervisor.decide.autoscale.capacity import Slots
-from hasupervisor.decide.autoscale.facts import Load, Opinion, Rules, Sample, Situation
+from hasupervisor.decide.autoscale.facts import Lesson, Load, Opinion, Rules, Sample, Situation
 from hasupervisor.decide.autoscale.judge import Judge
 from hasupervisor.loop import Loop, next_operation_id, running_operations
 from hasupervisor.model import AUTOSCALER, Cause, Judged, Note, Operation, OperationKind, State, World
@@ -46,6 +46,7 @@ class GpuUse:
 
 class Keeper(Protocol):
     def save_sample(self, sample: Sample, now: float, now_wall: float) -> None: ...
+    def save_lessons(self, lessons: tuple[Lesson, ...], now: float, now_wall: float) -> None: ...
 
 
 def no_gpus() -> GpuUse:
@@ -110,6 +111,7 @@ class Autoscaler:
             self._sample(now)
         if self.why_idle() is None:
             self._decide(now)
+            self._senses.keeper.save_lessons(self.judge.lessons, now, self._senses.wall())
 
     def why_idle(self) -> str | None:
         """Why it does not act now, in words; None: it does."""

@@ -19,6 +19,7 @@ from hasupervisor.autoscaler import Autoscaler, Senses
 from hasupervisor.config import Config, ConfigError, changed_keys
 from hasupervisor.config.keys import value_of
 from hasupervisor.config.values import toml
+from hasupervisor.decide.autoscale.facts import Lesson, Sample
 from hasupervisor.desk import Behind, OperatorDesk
 from hasupervisor.drill.drills import Books, Drills
 from hasupervisor.loop import Loop, Parts, Remembered
@@ -173,13 +174,13 @@ class House:
             is_first_start=known.wants is None,
         )
         self._loop = Loop(self._loop_parts(), assembly.policy(self._settings), remembered)
-        self._autoscaler = await self._remembering(self._loop)
+        self._autoscaler = await self._remembering(self._loop, known.lessons)
         self._routed = dict.fromkeys(_proven(self._gateway.view()), "")
         self._instances.start()
         return self._loop
 
-    async def _remembering(self, loop: Loop) -> Autoscaler:
-        """The autoscaler, with what was sampled before the daemon was started."""
+    async def _remembering(self, loop: Loop, lessons: Sequence[Lesson]) -> Autoscaler:
+        """The autoscaler, with what was sampled and learned before the daemon was started."""
         rules = assembly.scaling_rules(self._settings)
         has_log = self._settings.nginx.mode != "off"
         senses = Senses(
@@ -192,10 +193,12 @@ class House:
             decided=self._decided,
         )
         autoscaler = Autoscaler(loop, rules, senses)
+        samples: list[Sample] = []
         try:
-            autoscaler.judge.remember(await self._scribe.samples(time.time() - REMEMBERED), time.monotonic())
+            samples = await self._scribe.samples(time.time() - REMEMBERED)
         except MemoryTrouble as trouble:
             log.warning(f"the autoscaler begins without its samples: {trouble}")
+        autoscaler.judge.remember(samples, time.monotonic(), lessons)
         return autoscaler
 
     def _decided(self, direction: str, reason: str) -> None:

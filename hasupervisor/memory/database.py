@@ -18,8 +18,8 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-from hasupervisor.decide.autoscale.facts import Sample
-from hasupervisor.memory import cards, rows, samples
+from hasupervisor.decide.autoscale.facts import Lesson, Sample
+from hasupervisor.memory import cards, lessons, rows, samples
 from hasupervisor.memory.rows import Entry, Moment, Row
 from hasupervisor.model import Operation, Record, Wants
 from hasupervisor.model.gpu import CardRecord
@@ -56,6 +56,7 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
     ("ALTER TABLE records ADD COLUMN bad_since REAL",),
     (samples.CREATE,),
     (cards.CREATE,),
+    (lessons.CREATE,),
 )
 
 _PRAGMAS = (
@@ -100,6 +101,7 @@ class Remembered:
     records: tuple[Record, ...] = ()
     operations: tuple[Operation, ...] = ()  # the oldest first
     cards: tuple[CardRecord, ...] = ()
+    lessons: tuple[Lesson, ...] = ()  # the oldest first
     mishaps: tuple[str, ...] = ()
 
 
@@ -117,6 +119,7 @@ class Batch:
     samples: tuple[Sample, ...] = ()
     cards: tuple[CardRecord, ...] = ()
     blank_cards: tuple[str, ...] = ()  # UUIDs of which there is nothing to remember any more
+    lessons: tuple[Lesson, ...] | None = None  # all there are; None: they have not changed
 
 
 class Memory:
@@ -150,16 +153,19 @@ class Memory:
             kept = "SELECT * FROM operations WHERE ended IS NULL OR number > (SELECT max(number) FROM operations) - ?"
             operations = self._connection.execute(f"{kept} ORDER BY number", (KEEP_OPERATIONS,)).fetchall()
             gpus = self._connection.execute("SELECT * FROM cards ORDER BY uuid").fetchall()
+            learned = self._connection.execute("SELECT * FROM lessons ORDER BY at, serving").fetchall()
         mishaps = [] if self.mishap is None else [self.mishap]
         wanted = [_read("wanted state", partial(rows.wants_of, row), mishaps) for row in wants]
         held = [_read(f"record of {r['name']}", partial(rows.record_of, r, moment), mishaps) for r in records]
         begun = [_read(f"operation {o['id']}", partial(rows.operation_of, o, moment), mishaps) for o in operations]
         marked = [_read(f"record of GPU {gpu['uuid']}", partial(cards.card_of, gpu), mishaps) for gpu in gpus]
+        taught = [_read("lesson of the autoscaler", partial(lessons.lesson_of, it, moment), mishaps) for it in learned]
         return Remembered(
             wants=wanted[0] if wanted else None,
             records=tuple(record for record in held if record is not None),
             operations=tuple(operation for operation in begun if operation is not None),
             cards=tuple(card for card in marked if card is not None),
+            lessons=tuple(lesson for lesson in taught if lesson is not None),
             mishaps=tuple(mishaps),
         )
 
@@ -189,6 +195,10 @@ class Memory:
                 self._connection.execute("DELETE FROM cards WHERE uuid = ?", (_clean(uuid),))
             for entry in batch.entries:
                 self._put("history", rows.entry_row(entry), "id", defects)
+            if batch.lessons is not None:
+                self._connection.execute("DELETE FROM lessons")
+                for lesson in batch.lessons:
+                    self._put("lessons", lessons.lesson_row(lesson, batch.moment), "serving", defects)
             self._prune(len(batch.entries), batch.moment.wall)
             samples.write(self._connection, batch.samples, batch.moment)
         return tuple(defects)

@@ -106,7 +106,7 @@ def record_row(record: Record, moment: Moment) -> Row:
 
 def record_of(row: Row, moment: Moment) -> Record:
     """Raises ValueError where the row is not what we write."""
-    saved = _number(row, "saved_at")
+    saved = number(row, "saved_at")
 
     def monotonic(key: str) -> float | None:
         return moment.to_monotonic(_maybe_number(row, key), saved)
@@ -123,8 +123,8 @@ def record_of(row: Row, moment: Moment) -> Record:
     failures = [moment.to_monotonic(float(at), saved) for at in json.loads(str(row["failures"]))]
     return Record(
         name=str(row["name"]),
-        port=int(_number(row, "port")),
-        restarts=int(_number(row, "restarts")),
+        port=int(number(row, "port")),
+        restarts=int(number(row, "restarts")),
         failures=tuple(at for at in failures if at is not None),
         last_failure=failure,
         retry_at=monotonic("retry_at"),
@@ -132,7 +132,7 @@ def record_of(row: Row, moment: Moment) -> Record:
         stuck=_maybe_text(row, "stuck"),
         state=State(str(row["state"])),
         since=(monotonic("since") or 0.0) if row["since"] else 0.0,  # 0: in no state yet
-        since_wall=_number(row, "since"),
+        since_wall=number(row, "since"),
         bad_since=monotonic("bad_since"),
         disturbed_at=monotonic("disturbed_at"),
         ended=_maybe_text(row, "ended"),
@@ -164,7 +164,7 @@ def wants_of(row: Row) -> Wants:
             until_wall=_maybe_number(row, "pause_until"),
         )
     drained = frozenset(str(name) for name in json.loads(str(row["drained"])))
-    return Wants(desired=int(_number(row, "desired")), mode=str(row["mode"]), pause=pause, drained=drained)
+    return Wants(desired=int(number(row, "desired")), mode=str(row["mode"]), pause=pause, drained=drained)
 
 
 def operation_row(operation: Operation) -> Row:
@@ -184,7 +184,7 @@ def operation_row(operation: Operation) -> Row:
 
 def operation_of(row: Row, moment: Moment) -> Operation:
     """Raises ValueError where the row is not what we write."""
-    started = _number(row, "started")
+    started = number(row, "started")
     return Operation(
         id=str(row["id"]),
         kind=OperationKind(str(row["kind"])),
@@ -192,7 +192,7 @@ def operation_of(row: Row, moment: Moment) -> Operation:
         started=moment.now - max(0.0, moment.wall - started),
         started_wall=started,
         targets=tuple(str(name) for name in json.loads(str(row["targets"]))),
-        total=int(_number(row, "total")),
+        total=int(number(row, "total")),
         state=OperationState(str(row["state"])),
         sentence=str(row["sentence"]),
         ended_wall=_maybe_number(row, "ended"),
@@ -213,8 +213,8 @@ def entry_row(entry: Entry) -> Row:
 
 def entry_of(row: Row) -> Entry:
     return Entry(
-        id=int(_number(row, "id")),
-        at_wall=_number(row, "at"),
+        id=int(number(row, "id")),
+        at_wall=number(row, "at"),
         subject=str(row["subject"]),
         event=str(row["event"]),
         sentence=str(row["sentence"]),
@@ -222,7 +222,8 @@ def entry_of(row: Row) -> Entry:
     )
 
 
-def _number(row: Row, key: str) -> float:
+def number(row: Row, key: str) -> float:
+    """Raises ValueError where there is none."""
     value = _maybe_number(row, key)
     if value is None:
         raise ValueError(f"{key} is missing")

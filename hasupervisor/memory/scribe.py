@@ -18,7 +18,7 @@ from typing import TypeVar
 
 import structlog
 
-from hasupervisor.decide.autoscale.facts import Sample
+from hasupervisor.decide.autoscale.facts import Lesson, Sample
 from hasupervisor.memory import cards
 from hasupervisor.memory.database import Batch, Memory, MemoryLost, MemoryTrouble, Remembered, TooNew
 from hasupervisor.memory.file import File, Written
@@ -77,6 +77,7 @@ class Scribe:
         self._records: dict[str, Record] = {}
         self._operations: dict[str, Operation] = {}
         self._cards: dict[str, CardRecord] = {}  # those with something to remember
+        self._lessons: tuple[Lesson, ...] = ()
         self._changed = _Changed()
         self._waiting: deque[Entry] = deque()
         self._given_up = 0
@@ -114,6 +115,7 @@ class Scribe:
         self._records = {record.name: record for record in remembered.records}
         self._operations = {operation.id: operation for operation in remembered.operations}
         self._cards = {card.uuid: card for card in remembered.cards}
+        self._lessons = remembered.lessons
         for mishap in remembered.mishaps:
             log.warning(mishap)
             self.note(Note("daemon", "memory", mishap), now_wall)
@@ -162,6 +164,14 @@ class Scribe:
             else:
                 self._cards[record.uuid] = new
             self._changed.cards.add(record.uuid)
+            self._ask()
+
+    def save_lessons(self, lessons: tuple[Lesson, ...], now: float, now_wall: float) -> None:
+        """All that the autoscaler has learned."""
+        self._moment = Moment(now, now_wall)
+        if lessons != self._lessons:
+            self._lessons = lessons
+            self._changed.lessons = True
             self._ask()
 
     def note(self, note: Note, at_wall: float) -> None:
@@ -305,6 +315,7 @@ class Scribe:
             samples=tuple(self._samples),
             cards=tuple(self._cards[uuid] for uuid in sorted(changed.cards & self._cards.keys())),
             blank_cards=tuple(sorted(changed.cards - self._cards.keys())),
+            lessons=self._lessons if changed.lessons else None,
         )
 
     def _wrote(self, batch: Batch, written: Written, asked: int) -> None:
@@ -339,7 +350,12 @@ class Scribe:
 
     def _everything(self) -> _Changed:
         return _Changed(
-            self._wants is not None, set(self._records), set(self._operations), set(self._cards), whole=True
+            wants=self._wants is not None,
+            records=set(self._records),
+            operations=set(self._operations),
+            cards=set(self._cards),
+            lessons=True,
+            whole=True,
         )
 
     def _ask(self) -> None:
@@ -362,6 +378,7 @@ class _Changed:
     records: set[str] = field(default_factory=set)
     operations: set[str] = field(default_factory=set)
     cards: set[str] = field(default_factory=set)
+    lessons: bool = False
     whole: bool = False  # the file may hold records that nobody has read
 
     def add(self, other: _Changed) -> None:
@@ -369,4 +386,5 @@ class _Changed:
         self.records |= other.records
         self.operations |= other.operations
         self.cards |= other.cards
+        self.lessons |= other.lessons
         self.whole |= other.whole

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from hasupervisor.autoscaler import Autoscaler, Senses
-from hasupervisor.decide.autoscale.facts import Rules, Sample
+from hasupervisor.decide.autoscale.facts import Lesson, Rules, Sample
 from hasupervisor.loop import Loop, Parts, Remembered
 from hasupervisor.model import (
     Address,
@@ -54,11 +54,13 @@ class Host:
     load_s: float = 5.0
     in_flight: float = 0.0  # requests in all instances: shared evenly
     queued: int = 0
+    qps: float = 0.0  # requests that end a second
     known: bool = True  # False: nobody can tell what is in flight
     now: float = 1000.0
     lives: dict[str, Life] = field(default_factory=dict)
     notes: list[Note] = field(default_factory=list)
     samples: list[Sample] = field(default_factory=list)
+    lessons: tuple[Lesson, ...] = ()  # as they are kept
     decided: list[tuple[str, str]] = field(default_factory=list)
     broken: bool = False  # starts fail
     foreign_ports: frozenset[int] = frozenset()
@@ -86,6 +88,7 @@ class Host:
     def run(self, seconds: float) -> None:
         for _ in range(int(seconds)):
             self.now += 1.0
+            self.requests.ended += round(self.qps)
             self.loop.cycle()
             self.autoscaler.look()
             loading = [life for life in self.lives.values() if life.loads_until > self.now]
@@ -142,6 +145,9 @@ class Host:
 
     def save_sample(self, sample: Sample, now: float, now_wall: float) -> None:
         self.samples.append(sample)
+
+    def save_lessons(self, lessons: tuple[Lesson, ...], now: float, now_wall: float) -> None:
+        self.lessons = lessons
 
     # --- hands --------------------------------------------------------------------------------------------------------
 

@@ -53,6 +53,20 @@ def test_it_scales_up_to_what_is_needed_and_back(host: Host) -> None:
     assert [direction for direction, _ in host.decided if direction != "held"] == ["up", "up", "down", "down"]
 
 
+def test_what_a_step_taught_is_kept_and_holds_the_count_of_the_next_daemon(host: Host) -> None:
+    host.in_flight, host.qps = 18.0, 30.0
+    host.run(400)
+    assert [lesson.serving for lesson in host.lessons] == [2, 3]
+    after = Host(now=host.now, qps=25.0)
+    after.begin(desired=4)
+    after.autoscaler.judge.remember(host.samples, host.now, host.lessons)
+    after.run(900)
+    assert after.desired == 4
+    held = after.autoscaler.opinions(after.now)["thresholds"].held_back_by
+    assert held is not None
+    assert held.startswith("3 were too few for ")
+
+
 def test_each_step_is_an_operation_of_the_autoscalers(host: Host) -> None:
     host.in_flight = 12.0
     host.run(200)

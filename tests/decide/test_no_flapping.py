@@ -166,8 +166,9 @@ def test_a_decision_is_made_when_it_is_due_and_teaches() -> None:
 
 def test_what_seems_to_come_from_the_future_is_not_remembered() -> None:
     judge = Judge(RULES, NOW)
-    judge.remember(samples(6, now=NOW + 100), NOW)
+    judge.remember(samples(6, now=NOW + 100), NOW, [Lesson(3, 9.0, NOW + 1), Lesson(2, 5.0, NOW - 1)])
     assert judge.samples == ()
+    assert judge.lessons == (Lesson(2, 5.0, NOW - 1),)
 
 
 def test_recorded_traffic_is_replayed_with_the_work_that_little_tells() -> None:

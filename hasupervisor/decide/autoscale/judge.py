@@ -29,8 +29,9 @@ class Judge:
     def samples(self) -> tuple[Sample, ...]:
         return tuple(self._samples)
 
-    def remember(self, samples: Iterable[Sample], now: float) -> None:
+    def remember(self, samples: Iterable[Sample], now: float, taught: Iterable[Lesson] = ()) -> None:
         """What was kept from before a restart; what seems to come from the future is left out."""
+        self.lessons = tuple(sorted((lesson for lesson in taught if lesson.at <= now), key=lambda lesson: lesson.at))
         for sample in sorted((s for s in samples if s.at <= now), key=lambda s: s.at):
             self._samples.append(sample)
             self._loads.append(Load(sample.at, sample.in_flight, sample.serving))
