@@ -6,13 +6,15 @@ import grp
 from collections.abc import Mapping
 from pathlib import Path
 
-from hasupervisor.act.nginx import NginxSettings
+from hasupervisor.act.nginx.settings import NginxSettings
 from hasupervisor.config import Config
 from hasupervisor.config.values import ANY_HOST
 from hasupervisor.decide.autoscale.facts import Rules
+from hasupervisor.decide.gpu.ledger import GB
 from hasupervisor.drill.drills import DrillSettings
-from hasupervisor.model import Address, Policy
+from hasupervisor.model import Address, GpuPolicy, Policy
 from hasupervisor.observe.answers import Dialect
+from hasupervisor.observe.kernel_log import KMSG
 from hasupervisor.observe.watch import ProbeSettings
 from hasupervisor.report import log as logging
 from hasupervisor.runtimes.docker_launch import DockerSettings
@@ -45,6 +47,20 @@ def policy(config: Config) -> Policy:
         park_retry=repair.park_retry,
         stop_grace=repair.stop_grace,
         drain_timeout=config.drain.timeout,
+        gpu=gpu_policy(config),
+    )
+
+
+def gpu_policy(config: Config) -> GpuPolicy | None:
+    """How instances are placed on GPUs; None: they are not."""
+    gpu = config.gpu
+    if gpu.mode == "off":
+        return None
+    return GpuPolicy(
+        need_bytes=int(gpu.memory_gb * GB),
+        reserve_bytes=int(gpu.reserve_gb * GB),
+        required=gpu.mode == "required",
+        exclude=frozenset(gpu.exclude),
     )
 
 
@@ -52,6 +68,11 @@ def scaling_rules(config: Config) -> Rules:
     """What the autoscaler goes by."""
     numbers = {name: getattr(config.autoscale, name) for name in type(config.autoscale).model_fields}
     return Rules(min=config.service.min, max=config.service.max, **numbers)
+
+
+def kernel_log(environment: Mapping[str, str]) -> Path:
+    """Where the kernel's messages are read: a FIFO in its place is how faults are rehearsed."""
+    return Path(environment.get("CHATGLM_HA_KERNEL_LOG", "") or KMSG)
 
 
 def probe_settings(config: Config) -> ProbeSettings:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from hasupervisor import replaying
-from hasupervisor.act.nginx import Gateway
+from hasupervisor.act.nginx.gateway import Gateway
 from hasupervisor.autoscaler import Autoscaler
 from hasupervisor.config import Config, ConfigError
 from hasupervisor.decide import scaling
@@ -305,12 +305,15 @@ class OperatorDesk:
     def _judged(self) -> tuple[Judged, ...]:
         return self._loop.latest.instances if self._loop.latest is not None else ()
 
+    def _card_ranks(self) -> scaling.Ranks:
+        return scaling.card_ranks(self._loop.latest.cards) if self._loop.latest is not None else scaling.NO_CARDS
+
     def _dry_run(self, n: int, refusal: Refused | None) -> DryRun:
         world = self._loop.world
         if world is None:
             raise Unavailable("the daemon is still starting", "chatglm-hactl check")
         wanted = replace(world, wants=replace(world.wants, desired=n))
-        steps = _differences(wanted, scaling.membership(wanted)) if refusal is None else ()
+        steps = _differences(wanted, scaling.membership(wanted, self._card_ranks())) if refusal is None else ()
         return DryRun(world.wants.desired, n, steps, refusal.detail if refusal is not None else None)
 
     def _operation(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import random
 import socket
 import time
@@ -13,7 +14,7 @@ from typing import Any, Protocol
 import structlog
 
 from hasupervisor import __version__, assembly, picture
-from hasupervisor.act.nginx import Gateway
+from hasupervisor.act.nginx.gateway import Gateway
 from hasupervisor.act.runner import Runner
 from hasupervisor.autoscaler import Autoscaler, Senses
 from hasupervisor.config import Config, ConfigError, changed_keys
@@ -27,6 +28,7 @@ from hasupervisor.memory import MemoryTrouble, Scribe
 from hasupervisor.model import Address, GatewayView, Note, Outcome, Plan, State, Wants
 from hasupervisor.observe.connections import InFlight
 from hasupervisor.observe.cpu import CpuUse
+from hasupervisor.observe.gpu_watch import GpuWatch
 from hasupervisor.observe.instances import InstanceSense
 from hasupervisor.observe.logsocket import open_log_socket, queue_warning
 from hasupervisor.observe.machine import Machine
@@ -91,6 +93,7 @@ class House:
         self._routed: dict[Address, str] = {}  # who gets requests, as far as the history tells
         self._traffic = Traffic(_log_socket(settings), InFlight(), on_errors=self._wake)
         self._instances = InstanceSense(self._runtime, self._instances_changed)
+        self._gpus = GpuWatch(self._wake, assembly.kernel_log(os.environ)) if settings.gpu.mode != "off" else None
         self._probes = Probes(assembly.probe_settings(settings), self._wake, idle=self._idle)
         self._runner = Runner(self._runtime, self._step_ended, time.monotonic)
         self._drills = Drills(
@@ -171,12 +174,15 @@ class House:
             wants=known.wants or Wants(desired=self._settings.service.instances),
             records={record.name: record for record in known.records},
             operations=known.operations,
+            cards={record.uuid: record for record in known.cards},
             is_first_start=known.wants is None,
         )
         self._loop = Loop(self._loop_parts(), assembly.policy(self._settings), remembered)
         self._autoscaler = await self._remembering(self._loop, known.lessons)
         self._routed = dict.fromkeys(_proven(self._gateway.view()), "")
         self._instances.start()
+        if self._gpus is not None:
+            self._gpus.start()
         return self._loop
 
     async def _remembering(self, loop: Loop, lessons: Sequence[Lesson]) -> Autoscaler:
@@ -218,6 +224,7 @@ class House:
             wall=time.time,
             random=random.Random(),
             idle_since=CpuUse().look,
+            gpus=self._gpus.look if self._gpus is not None else None,
         )
 
     def _parts_that_run(self, loop: Loop, stopping: asyncio.Event) -> dict[str, Coroutine[Any, Any, None]]:
@@ -274,6 +281,8 @@ class House:
         """Lets go of everything, in the order in which nothing is missed; instances and nginx go on."""
         await self._runner.close()
         await self._instances.close()
+        if self._gpus is not None:
+            await self._gpus.close()
         await self._probes.close()
         await self._gateway.close()
         self._traffic.close()

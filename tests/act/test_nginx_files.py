@@ -9,12 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hasupervisor.act.nginx import NginxSettings
 from hasupervisor.act.nginx.conffile import directives, read_tree, real
 from hasupervisor.act.nginx.files import rotate, write_atomically
 from hasupervisor.act.nginx.program import build_options, main_file, words
 from hasupervisor.act.nginx.render import canonical, gateway_conf, read_upstream, templates, upstream_conf
-from hasupervisor.act.nginx.settings import parse_listen, plain_name
+from hasupervisor.act.nginx.settings import NginxSettings, parse_listen, plain_name
 from hasupervisor.act.nginx.stage import build_shadow
 from hasupervisor.model import Address, Route, Routing
 from hasupervisor.templates import template_dir

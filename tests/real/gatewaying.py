@@ -13,7 +13,9 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from hasupervisor.act.nginx import Gateway, NginxSettings, process
+from hasupervisor.act.nginx import process
+from hasupervisor.act.nginx.gateway import Gateway
+from hasupervisor.act.nginx.settings import NginxSettings
 from hasupervisor.model import Address, GatewayView, Route, Routing
 from tests.real.waiting import eventually
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from hasupervisor.act.nginx import NginxSettings
+from hasupervisor.act.nginx.settings import NginxSettings
 from hasupervisor.config import Config
 from hasupervisor.config.schema import Docker, Service
 from hasupervisor.doctor import engine as examined_engine

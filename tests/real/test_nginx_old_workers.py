@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from hasupervisor.act.nginx import NginxSettings, gateway
+from hasupervisor.act.nginx import gateway
+from hasupervisor.act.nginx.settings import NginxSettings
 from tests.real.gatewaying import Instance, ask, running, table
 from tests.real.waiting import eventually
 

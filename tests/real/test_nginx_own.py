@@ -15,8 +15,10 @@ from pathlib import Path
 
 import pytest
 
-from hasupervisor.act.nginx import Gateway, NginxSettings, own, process
+from hasupervisor.act.nginx import own, process
+from hasupervisor.act.nginx.gateway import Gateway
 from hasupervisor.act.nginx.render import read_upstream
+from hasupervisor.act.nginx.settings import NginxSettings
 from hasupervisor.model import Routing
 from tests.real.gatewaying import Instance, Watched, addresses, ask, running, table
 from tests.real.load import post_load

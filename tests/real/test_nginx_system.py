@@ -11,8 +11,9 @@ from pathlib import Path
 import certifi
 import pytest
 
-from hasupervisor.act.nginx import NginxSettings, process
+from hasupervisor.act.nginx import process
 from hasupervisor.act.nginx.render import read_upstream
+from hasupervisor.act.nginx.settings import NginxSettings
 from tests.real.gatewaying import Instance, PrivateNginx, addresses, ask, private_nginx, running, table
 from tests.real.waiting import eventually
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from hasupervisor.act.nginx import NginxSettings
+from hasupervisor.act.nginx.settings import NginxSettings
 from tests.real.gatewaying import Instance, Reply, Watched, ask, running, table
 from tests.real.waiting import eventually
 

@@ -116,6 +116,11 @@ class Tree:
         return next((found for found in self.settings if found.name == name and found.context == context), None)
 
 
+def quoted(text: object) -> str:
+    """A string as one nginx word."""
+    return '"' + str(text).replace("\\", "\\\\").replace('"', '\\"') + '"'
+
+
 def real(path: Path) -> str:
     """The file that a path leads to, whether it exists or not: how two paths to one file are told to be one."""
     return os.path.realpath(path)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import jinja2
 
+from hasupervisor.act.nginx.conffile import quoted
 from hasupervisor.act.nginx.settings import OWN_NAME, NginxSettings, parse_listen, plain_name
 from hasupervisor.model import Address, Route, Routing
 
@@ -60,11 +61,6 @@ def templates(folder: Path) -> jinja2.Environment:
     for name in environment.list_templates(["j2"]):
         environment.get_template(name)
     return environment
-
-
-def quoted(text: object) -> str:
-    """A string as one nginx word."""
-    return '"' + str(text).replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
 def canonical(routing: Routing) -> Routing:

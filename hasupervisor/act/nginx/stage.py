@@ -12,8 +12,7 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
-from hasupervisor.act.nginx.conffile import Source, Tree, real
-from hasupervisor.act.nginx.render import quoted
+from hasupervisor.act.nginx.conffile import Source, Tree, quoted, real
 
 
 def build_shadow(tree: Tree, candidates: Mapping[str, str], root: Path) -> Path:
