@@ -30,9 +30,10 @@ FETCH_S = 600.0
 LEFT_OUT = ("./var/cache/apt/*", "./var/lib/apt/lists/*", "./usr/share/doc/*", "./usr/share/locale/*")
 
 
-def root_file_system(suite: str = "bookworm") -> Path:
-    """A tar of a small Debian with systemd, Python and nginx."""
-    return _kept(f"{suite}-{_digest(*PACKAGES, *LEFT_OUT)}.tar", partial(_debootstrap, suite))
+def root_file_system(suite: str = "bookworm", also: tuple[str, ...] = ()) -> Path:
+    """A tar of a small Debian with systemd, Python and nginx, and with the packages in `also`."""
+    packages = (*PACKAGES, *also)
+    return _kept(f"{suite}-{_digest(*packages, *LEFT_OUT)}.tar", partial(_debootstrap, suite, packages))
 
 
 def dependencies(suite: str = "bookworm") -> Path:
@@ -63,14 +64,14 @@ def _kept(name: str, make: Callable[[Path], None]) -> Path:
     return kept
 
 
-def _debootstrap(suite: str, made: Path) -> None:
+def _debootstrap(suite: str, packages: tuple[str, ...], made: Path) -> None:
     if os.geteuid() != 0:
         raise RuntimeError("tests/system makes a Debian root file system and needs root: sudo make test")
     if shutil.which("debootstrap") is None:
         raise RuntimeError("tests/system needs debootstrap: apt-get install debootstrap")
     root = made.with_name("root")
     try:
-        _run("debootstrap", "--variant=minbase", f"--include={','.join(PACKAGES)}", suite, str(root))
+        _run("debootstrap", "--variant=minbase", f"--include={','.join(packages)}", suite, str(root))
     finally:
         for mount in mounts_below(root):  # left by one that failed
             _run("umount", "--lazy", mount)
