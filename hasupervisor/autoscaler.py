@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-from hasupervisor.decide import placement
+from hasupervisor.decide import load, placement
 from hasupervisor.decide.autoscale.capacity import Slots
 from hasupervisor.decide.autoscale.facts import Lesson, Load, Opinion, Rules, Sample, Situation
 from hasupervisor.decide.autoscale.judge import Judge
@@ -163,9 +163,9 @@ class Autoscaler:
     def _take(self, world: World, now: float) -> None:
         judged = self._loop.latest.instances if self._loop.latest is not None else ()
         serving = [one for one in judged if one.state is State.SERVING]
-        loads = [_load(one, world, now) for one in serving]
+        loads = [load.in_flight(one.probe, one.traffic, world.policy, now) for one in serving]
         queued = float(world.gateway.held) + sum(_queued(one) for one in serving)
-        known = [load for load in loads if load is not None]
+        known = [one for one in loads if one is not None]
         whole = sum(known) + world.gateway.held if len(known) == len(loads) else None
         self._period.add(whole, queued, known)
         self.judge.looked(Load(now, whole, len(serving), self._wait(queued)))
@@ -314,15 +314,6 @@ def _mean(values: list[float]) -> float | None:
 def _goes_for_good(judged: Judged) -> bool:
     leaving = judged.record.leaving
     return leaving is not None and leaving.cause is Cause.SCALE
-
-
-def _load(judged: Judged, world: World, now: float) -> float | None:
-    """Requests in one instance: its own count while that is fresh, else the connections that the kernel shows."""
-    probe, fresh = judged.probe, 2.0 * world.policy.interval + world.policy.timeout
-    told = probe is not None and probe.answered_at is not None and now - probe.answered_at <= fresh
-    if told and probe is not None and probe.progress is not None:
-        return float(probe.progress.in_flight + probe.progress.queued)
-    return float(judged.traffic.in_flight) if judged.traffic.in_flight_known else None
 
 
 def _queued(judged: Judged) -> float:

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 
+from hasupervisor.decide import load
 from hasupervisor.decide.placement import free_name, free_port
 from hasupervisor.decide.repair import can_stay
-from hasupervisor.model import Cause, Leaving, Note, Record, Seen, State, World
+from hasupervisor.model import Cause, Leaving, Note, Policy, Record, Seen, State, World
+from hasupervisor.model.gpu import CardJudged, CardState
+
+Ranks = Mapping[str, int]
+"""How bad the worst card of an instance is, by its name: 0 (or not named) is well, more is worse."""
+
+NO_CARDS: Ranks = MappingProxyType({})
+
+_BADNESS = {CardState.OK: 0, CardState.SUSPECT: 1, CardState.QUARANTINED: 2, CardState.LOST: 3}
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,12 +29,12 @@ class Membership:
     problem: str | None = None  # why fewer than wanted can exist
 
 
-def membership(world: World) -> Membership:
+def membership(world: World, ranks: Ranks = NO_CARDS) -> Membership:
     """Brings the number of instances to what is wanted; an instance that is stuck does not count."""
     staying = [s for s in world.instances if _counts(s.record)]
     surplus = len(staying) - world.wants.desired
     if surplus > 0:
-        return _fewer(world, staying, surplus)
+        return _fewer(world, victims(staying, surplus, world.policy, world.now, ranks))
     if surplus < 0:
         return _more(world, -surplus)
     return Membership(world.instances)
@@ -41,14 +51,36 @@ def adopt(world: World) -> World:
     return replace(world, instances=world.instances + adopted)
 
 
-def victims(staying: Sequence[Seen], count: int) -> tuple[str, ...]:
-    """The `count` instances that go first: those that do not serve, then the newest."""
-    ranked = sorted(staying, key=lambda s: (s.record.in_rotation, -_number(s.record.name)))
-    return tuple(s.record.name for s in ranked[:count])
+def card_ranks(cards: Sequence[CardJudged]) -> Ranks:
+    """What is known of the cards as ranks of the instances on them."""
+    ranks: dict[str, int] = {}
+    for card in cards:
+        for name in card.instances:
+            ranks[name] = max(ranks.get(name, 0), _BADNESS[card.state])
+    return ranks
 
 
-def _fewer(world: World, staying: Sequence[Seen], surplus: int) -> Membership:
-    going = frozenset(victims(staying, surplus))
+def victims(
+    staying: Sequence[Seen], count: int, policy: Policy, now: float, ranks: Ranks = NO_CARDS
+) -> tuple[str, ...]:
+    """The `count` instances that cost least to lose, the first to go first.
+
+    Those that do not serve; then those on the worst card; then those with the least to do; then the newest. What they
+    have to do is compared by powers of two (none, 1, 2 or 3, 4 to 7, ...), so that a request more or less does not
+    change who goes; who may have anything to do, for all that is known, comes after all who are known.
+    """
+
+    def cost(seen: Seen) -> tuple[bool, int, bool, int, int]:
+        record = seen.record
+        work = load.in_flight(seen.probe, seen.traffic, policy, now)
+        doublings = int(work).bit_length() if work is not None else 0
+        return record.in_rotation, -ranks.get(record.name, 0), work is None, doublings, -_number(record.name)
+
+    return tuple(seen.record.name for seen in sorted(staying, key=cost)[:count])
+
+
+def _fewer(world: World, names: Sequence[str]) -> Membership:
+    going = frozenset(names)
     why = f"scaled down to {world.wants.desired}"
     marked = tuple(
         replace(s, record=replace(s.record, leaving=Leaving(Cause.SCALE, why, since=world.now)))

@@ -1,0 +1,22 @@
+"""How much one instance has to do now, by the best that is known of it. Pure."""
+
+from __future__ import annotations
+
+from hasupervisor.model import Policy, ProbeView, TrafficView
+
+
+def in_flight(probe: ProbeView | None, traffic: TrafficView, policy: Policy, now: float) -> float | None:
+    """Requests in it, worked on or queued; None: nobody knows.
+
+    Its own count while that is fresh, else the connections that the kernel shows.
+    """
+    told = _told(probe, 2.0 * policy.interval + policy.timeout, now)
+    if told is not None:
+        return told
+    return float(traffic.in_flight) if traffic.in_flight_known else None
+
+
+def _told(probe: ProbeView | None, fresh: float, now: float) -> float | None:
+    if probe is None or probe.progress is None or probe.answered_at is None or now - probe.answered_at > fresh:
+        return None
+    return float(probe.progress.in_flight + probe.progress.queued)
