@@ -43,6 +43,7 @@ missing_packages() {
   # Debian 13 has the command-line client in a package of its own.
   command -v docker >/dev/null || { apt-cache show docker-cli >/dev/null 2>&1 && echo docker-cli || echo docker.io; }
   command -v debootstrap >/dev/null || echo debootstrap
+  command -v ssh >/dev/null || echo openssh-client
   command -v gcc >/dev/null || echo gcc
   [ -e /usr/include/stdio.h ] || echo libc6-dev
   busybox_is_static || echo busybox-static
