@@ -6,9 +6,10 @@ import os
 from pathlib import Path
 
 from hasupervisor.act.nginx.conffile import directives, read_tree, real
+from hasupervisor.act.nginx.helped import control_for
 from hasupervisor.act.nginx.layout import Layout, find_layout
 from hasupervisor.act.nginx.process import find_master
-from hasupervisor.act.nginx.program import COMMAND_DEADLINE_S, DirectControl, Ran, command_line, run, words
+from hasupervisor.act.nginx.program import COMMAND_DEADLINE_S, Ran, command_line, run, words
 from hasupervisor.act.nginx.render import GATEWAY
 from hasupervisor.act.nginx.settings import NginxSettings, NginxTrouble
 from hasupervisor.doctor.finding import Finding, fail, ok, warn
@@ -29,9 +30,9 @@ async def examine(settings: NginxSettings) -> list[Finding]:
 
 
 async def _system(settings: NginxSettings) -> list[Finding]:
-    control = DirectControl(settings)
+    control = control_for(settings)
     try:
-        layout = await find_layout(settings, control)
+        layout = await find_layout(settings)
         tested = await control.test(None)
     except NginxTrouble as trouble:
         return [fail(CHECK, str(trouble), "nginx -t")]

@@ -7,7 +7,6 @@ from pathlib import Path
 
 from hasupervisor.act.nginx.layout import find_layout
 from hasupervisor.act.nginx.process import find_master
-from hasupervisor.act.nginx.program import DirectControl
 from hasupervisor.act.nginx.settings import NginxSettings, NginxTrouble
 from hasupervisor.drill import processes
 from hasupervisor.model import Judged
@@ -22,7 +21,7 @@ SAME_START_S = 10.0
 async def at_master(settings: NginxSettings) -> Identity:
     """nginx's master. Raises Refused."""
     try:
-        pid = find_master(await find_layout(settings, DirectControl(settings)))
+        pid = find_master(await find_layout(settings))
     except NginxTrouble as trouble:
         raise Refused(str(trouble), "chatglm-hactl nginx test") from trouble
     if pid is None:

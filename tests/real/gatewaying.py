@@ -15,6 +15,7 @@ from pathlib import Path
 
 from hasupervisor.act.nginx import process
 from hasupervisor.act.nginx.gateway import Gateway
+from hasupervisor.act.nginx.program import Control
 from hasupervisor.act.nginx.settings import NginxSettings
 from hasupervisor.model import Address, GatewayView, Route, Routing
 from tests.real.waiting import eventually
@@ -169,11 +170,11 @@ class Watched:
 
 
 @contextlib.asynccontextmanager
-async def running(settings: NginxSettings, port: int) -> AsyncIterator[Watched]:
+async def running(settings: NginxSettings, port: int, control: Control | None = None) -> AsyncIterator[Watched]:
     """A started gateway; what it has started is ended afterwards."""
     views: list[tuple[float, GatewayView]] = []
     watched: list[Gateway] = []
-    gateway = Gateway(settings, lambda: views.append((time.monotonic(), watched[0].view())))
+    gateway = Gateway(settings, lambda: views.append((time.monotonic(), watched[0].view())), control=control)
     watched.append(gateway)
     try:
         await gateway.start()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ POLL_S = 0.01
 # Where the workers are hidden from us (ProtectProc), a time without one old answer stands for their end: ten times
 # the 100 ms that the master lets them live.
 SETTLE_S = 1.0
+NGINX_TIME = "%Y/%m/%d %H:%M:%S"
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +72,7 @@ class EmergencyLog:
 
     path: Path | None
     offset: int = 0
+    since: str = ""  # as nginx writes the time: local, to the second
 
     @classmethod
     def from_now(cls, path: Path | None) -> EmergencyLog:
@@ -77,7 +80,7 @@ class EmergencyLog:
         if path is not None:
             with contextlib.suppress(OSError):
                 size = path.stat().st_size
-        return cls(path, size)
+        return cls(path, size, time.strftime(NGINX_TIME))
 
     def words(self, master: int) -> str:
         """What the master has refused since; "" when nothing, or when the log cannot be read."""
@@ -89,8 +92,16 @@ class EmergencyLog:
                 text = file.read(1 << 16).decode(errors="replace")
         except OSError:
             return ""
-        # `nginx -t` of anybody writes here too: only the master's own lines count.
-        return words("\n".join(line for line in text.splitlines() if f"[emerg] {master}#" in line))
+        return words("\n".join(_own(text, master)))
+
+    def among(self, lines: str, master: int) -> str:
+        """The same of lines that somebody else has read, old ones among them."""
+        return words("\n".join(line for line in _own(lines, master) if line[: len(self.since)] >= self.since))
+
+
+def _own(text: str, master: int) -> list[str]:
+    """`nginx -t` of anybody writes there too: only the master's own lines count."""
+    return [line for line in text.splitlines() if f"[emerg] {master}#" in line]
 
 
 async def confirm(

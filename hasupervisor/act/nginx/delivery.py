@@ -7,11 +7,9 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import ParamSpec, TypeVar
 
 from hasupervisor.act.nginx import own, process
-from hasupervisor.act.nginx.conffile import Tree, read_tree, real
 from hasupervisor.act.nginx.confirm import Answer, EmergencyLog, ask_generation, confirm
 from hasupervisor.act.nginx.files import text_of, write_atomically
 from hasupervisor.act.nginx.layout import Layout, find_layout
@@ -29,7 +27,6 @@ from hasupervisor.act.nginx.render import (
     upstream_conf,
 )
 from hasupervisor.act.nginx.settings import OWN_NAME, NginxSettings, NginxTrouble, parse_listen, plain_name
-from hasupervisor.act.nginx.stage import build_shadow
 from hasupervisor.model import Routing
 from hasupervisor.templates import template_dir
 
@@ -80,7 +77,7 @@ class Delivery:
 
     async def survey(self) -> Layout:
         """Finds out anew where nginx has its files. Raises NginxTrouble."""
-        self.layout = await find_layout(self._settings, self._control)
+        self.layout = await find_layout(self._settings)
         return self.layout
 
     async def ask(self) -> Answer:
@@ -135,11 +132,10 @@ class Delivery:
         generation = max(self.disk.generation, self._seen) + 1
         texts = {UPSTREAM: self._render_upstream(routing, generation)}
         texts |= await self._on_disk(self._fixed_texts, layout, anew)
-        root = self._settings.dir / "stage"
-        main = await self._on_disk(self._build_shadow, layout, texts)
-        ran = await self._control.test(main)
+        staged = await self._on_disk(self._control.stage, layout.main, texts)
+        ran = await self._control.test(staged)
         if not ran.ok:
-            raise NginxTrouble(words(ran.output.replace(str(root), "")))
+            raise NginxTrouble(words(ran.output))
         return Staged(texts, Written(generation, canonical(routing)), self._render_fixed(layout))
 
     async def commit(self, staged: Staged) -> None:
@@ -168,7 +164,12 @@ class Delivery:
         else:
             noted = process.workers(master)
             await self._control.reload(master)
-        await confirm(self.disk.generation, master, noted, self.ask, emergencies)
+        try:
+            await confirm(self.disk.generation, master, noted, self.ask, emergencies)
+        except NginxTrouble as trouble:
+            if refusal := emergencies.among(await self._control.refusals(), master):
+                raise NginxTrouble(f"nginx refused generation {self.disk.generation}: {refusal}") from trouble
+            raise
         return master
 
     def close(self) -> None:
@@ -209,11 +210,6 @@ class Delivery:
             found = text_of(self._settings.dir / name)
             texts[name] = text if anew or found is None or text != self._ours.get(name) else found
         return texts
-
-    def _build_shadow(self, layout: Layout, texts: dict[str, str]) -> Path:
-        candidates = {real(self._settings.dir / name): text for name, text in texts.items()}
-        tree: Tree = read_tree(layout.main, candidates)
-        return build_shadow(tree, candidates, self._settings.dir / "stage")
 
     def _replace(self, name: str, text: str) -> None:
         path = self._settings.dir / name

@@ -14,7 +14,8 @@ from hasupervisor.act.nginx import own, process
 from hasupervisor.act.nginx.backoff import Backoff
 from hasupervisor.act.nginx.delivery import Delivery
 from hasupervisor.act.nginx.files import text_of
-from hasupervisor.act.nginx.program import Control, DirectControl
+from hasupervisor.act.nginx.helped import control_for
+from hasupervisor.act.nginx.program import Control
 from hasupervisor.act.nginx.proof import Proof
 from hasupervisor.act.nginx.room import Room
 from hasupervisor.act.nginx.settings import NginxSettings, NginxTrouble
@@ -51,7 +52,7 @@ class Gateway:
         """`on_change` is called when the view has changed, `on_wait` while requests wait for a newer proof."""
         self._settings = dataclasses.replace(settings, dir=settings.dir.absolute())
         self._on_change = on_change
-        self._delivery = Delivery(self._settings, control or DirectControl(self._settings))
+        self._delivery = Delivery(self._settings, control or control_for(self._settings))
         self._waiting = WaitingRoom(
             hold=settings.hold,
             hold_max=settings.hold_max,

@@ -8,7 +8,7 @@ from pathlib import Path
 from hasupervisor.act.nginx.conffile import Tree, read_tree, real
 from hasupervisor.act.nginx.program import (
     COMMAND_DEADLINE_S,
-    Control,
+    TEST_DEADLINE_S,
     build_options,
     command_line,
     main_file,
@@ -34,11 +34,12 @@ class Layout:
     main_is_default: bool = False  # the one that this nginx reads when it is told nothing
 
 
-async def find_layout(settings: NginxSettings, control: Control) -> Layout:
+async def find_layout(settings: NginxSettings) -> Layout:
     """Reads the configuration as it is on disk now. Raises NginxTrouble when nginx cannot be asked."""
     if settings.own:
         return _own_layout(settings)
-    main = main_file((await control.test(None)).output)
+    # It names its file also where it may not read all of it: no right is needed for this.
+    main = main_file((await run((*command_line(settings), "-t"), TEST_DEADLINE_S)).output)
     if main is None:
         raise NginxTrouble(f"{settings.binary} -t does not say which configuration file it reads: run it to see why")
     built = await run((*command_line(settings), "-V"), COMMAND_DEADLINE_S)

@@ -9,12 +9,14 @@ import re
 import shlex
 import shutil
 import signal
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
+from hasupervisor.act.nginx.conffile import read_tree, real
 from hasupervisor.act.nginx.settings import NginxSettings, NginxTrouble
+from hasupervisor.act.nginx.stage import build_shadow
 
 # `nginx -t` takes 3-8 ms; names that do not resolve take seconds each.
 TEST_DEADLINE_S = 10.0
@@ -42,13 +44,21 @@ class Ran:
 
 
 class Control(Protocol):
-    """The two things that may need rights we do not have: judging the whole configuration, and reloading."""
+    """What may need rights that we do not have: judging the whole configuration, reloading, reading why not."""
 
-    async def test(self, main: Path | None) -> Ran:
-        """`nginx -t`, of another main file if one is given. Raises NginxTrouble when it cannot be run."""
+    def stage(self, main: Path, texts: Mapping[str, str]) -> Path:
+        """Lays the next files, by name, where `test` can judge them with all that `main` includes; nothing live is
+        touched. It blocks. Raises OSError.
+        """
+
+    async def test(self, staged: Path | None) -> Ran:
+        """`nginx -t` of what is on disk, or of what `stage` has returned. Raises NginxTrouble when it cannot be run."""
 
     async def reload(self, master: int) -> None:
         """Asks the master to reload. Raises NginxTrouble. Its return proves nothing."""
+
+    async def refusals(self) -> str:
+        """The [emerg] lines of an error log that we may not read; "" where we may. Raises NginxTrouble."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,17 +67,18 @@ class DirectControl:
 
     settings: NginxSettings
 
-    async def test(self, main: Path | None) -> Ran:
-        which = ("-c", str(main)) if main else ()
-        return await run((*command_line(self.settings), *which, "-t"), TEST_DEADLINE_S)
+    def stage(self, main: Path, texts: Mapping[str, str]) -> Path:
+        candidates = {real(self.settings.dir / name): text for name, text in texts.items()}
+        return build_shadow(read_tree(main, candidates), candidates, self._shadow)
+
+    async def test(self, staged: Path | None) -> Ran:
+        which = ("-c", str(staged)) if staged else ()
+        ran = await run((*command_line(self.settings), *which, "-t"), TEST_DEADLINE_S)
+        return replace(ran, output=ran.output.replace(str(self._shadow), "")) if staged else ran
 
     async def reload(self, master: int) -> None:
         if self.settings.reload:
-            ran = await run(shlex.split(self.settings.reload), COMMAND_DEADLINE_S)
-            if not ran.ok:
-                raise NginxTrouble(
-                    f"nginx.reload = {self.settings.reload!r} exited {ran.code}: {words(ran.output) or 'no output'}"
-                )
+            await reload_by_command(self.settings.reload)
             return
         try:
             os.kill(master, signal.SIGHUP)
@@ -75,9 +86,24 @@ class DirectControl:
             raise NginxTrouble(f"nginx's master (pid {master}) is gone") from None
         except PermissionError:
             raise NginxTrouble(
-                f"not allowed to signal nginx's master (pid {master}); "
-                'set nginx.reload to a command that may, such as "sudo -n systemctl reload nginx"'
+                f"not allowed to signal nginx's master (pid {master}): systemctl start chatglm-ha-nginx.socket, "
+                "then this daemon again; or set nginx.reload to a command that may, such as "
+                '"sudo -n systemctl reload nginx"'
             ) from None
+
+    async def refusals(self) -> str:
+        return ""
+
+    @property
+    def _shadow(self) -> Path:
+        return self.settings.dir / "stage"
+
+
+async def reload_by_command(command: str) -> None:
+    """nginx.reload, where it is set. Raises NginxTrouble."""
+    ran = await run(shlex.split(command), COMMAND_DEADLINE_S)
+    if not ran.ok:
+        raise NginxTrouble(f"nginx.reload = {command!r} exited {ran.code}: {words(ran.output) or 'no output'}")
 
 
 def command_line(settings: NginxSettings) -> tuple[str, ...]:
