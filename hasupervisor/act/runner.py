@@ -88,7 +88,7 @@ class Runner:
     async def _carry_out(self, step: Step) -> str:
         match step.kind:
             case StepKind.START:
-                await self._runtime.start(Launch(step.name, step.port))
+                await self._runtime.start(Launch(step.name, step.port, step.gpus))
                 return ""
             case StepKind.STOP:
                 return await self._runtime.stop(step.name, step.runtime_id, step.grace)

@@ -13,7 +13,7 @@ from hasupervisor.model import Address
 
 PREFIX = "CHATGLM_HA_"
 # Of the same family, but no settings: chatglm-hactl reads them, and they may stand in the daemon's environment too.
-OTHERS = frozenset({"CHATGLM_HA_SOCKET", "CHATGLM_HA_DEBUG"})
+OTHERS = frozenset({"CHATGLM_HA_SOCKET", "CHATGLM_HA_DEBUG", "CHATGLM_HA_KERNEL_LOG"})
 
 
 def variable_for(key: str) -> str:

@@ -38,8 +38,7 @@ def is_used(key: str) -> bool:
 
 def unused_keys(config: Config) -> list[str]:
     """What somebody set to another value than the default, and nothing uses yet: worth a line at start."""
-    unused = [key for key in changed_keys(Config(), config) if not is_used(key)]
-    return [key for key in unused if key != "gpu.mode" or config.gpu.mode != "off"]  # off is what happens
+    return [key for key in changed_keys(Config(), config) if not is_used(key)]
 
 
 def _extra(key: str) -> dict[str, object]:

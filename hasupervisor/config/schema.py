@@ -154,16 +154,16 @@ class Gpu(_Section):
     """Which GPUs instances are placed on."""
 
     mode: Literal["auto", "required", "off"] = key(
-        "auto", "auto (use them where there are any) | required | off", Effect.RESTART, used=False
+        "auto", "auto (use them where there are any) | required (start nothing without one) | off", Effect.RESTART
     )
     memory_gb: Annotated[float, Field(gt=0)] = key(
-        13.0, "what one instance needs on its GPU: ChatGLM-6B FP16 13, INT8 8, INT4 6", used=False
+        13.0, "GiB that one instance needs on its GPU: ChatGLM-6B FP16 13, INT8 8, INT4 6"
     )
-    reserve_gb: MaybeZero = key(0.5, "of each GPU, never promised", used=False)
+    reserve_gb: MaybeZero = key(0.5, "GiB of each GPU, never promised")
     exclude: Annotated[
         tuple[Annotated[str, BeforeValidator(_index_or_uuid), StringConstraints(min_length=1)], ...],
         Field(strict=False),
-    ] = key((), "UUIDs or indices of GPUs that are not ours", used=False)
+    ] = key((), "UUIDs or indices of GPUs that are not ours")
 
 
 class Health(_Section):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from hasupervisor.model import Phase, Policy, Seen, State, StepKind, Verdict, VerdictKind
+from hasupervisor.model import Phase, Policy, Seen, State, StepKind, Verdict, VerdictKind, World
 
 _GOOD = (VerdictKind.SERVING, VerdictKind.BUSY)
 
@@ -20,13 +20,20 @@ def is_loading(seen: Seen, verdict: Verdict, *, unlisted: bool) -> bool:
 
     `unlisted`: the runtime's list is older than the last step; what has just been started is not in it.
     """
-    if seen.acting == StepKind.START or (unlisted and _just_started(seen)):
+    if seen.acting == StepKind.START or (unlisted and was_started(seen)):
         return True
     alive = seen.fact is not None and seen.fact.phase is Phase.RUNNING and seen.record.stuck is None
     return alive and not is_proven(seen) and verdict.kind not in _GOOD
 
 
-def _just_started(seen: Seen) -> bool:
+def list_is_old(seen: Seen, world: World) -> bool:
+    """Whether the list says nothing of this instance yet: there is none, or the last step ended after it was asked."""
+    acted = max([seen.record.acted_at, *(o.at for o in seen.outcomes)])
+    return world.runtime.listed_at is None or world.runtime.listed_at <= acted
+
+
+def was_started(seen: Seen) -> bool:
+    """Whether the last step on it was a start that went well; the runtime's list may not show it yet."""
     if seen.outcomes:
         return seen.outcomes[-1].step == StepKind.START and seen.outcomes[-1].ok
     return seen.record.state is State.STARTING

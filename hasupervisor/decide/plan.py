@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from hasupervisor.decide import brakes, placement, rollout, scaling, summary
+from hasupervisor.decide.gpu.cards import Cards, Condemned, condemned, judge_cards, remember, shown
+from hasupervisor.decide.gpu.ledger import Ledger, Place
 from hasupervisor.decide.health import is_accused, judge
 from hasupervisor.decide.repair import QUIET, Gate, Turn, advance
 from hasupervisor.decide.routing import is_routed, is_unrouted, proofs, table
@@ -27,6 +30,7 @@ from hasupervisor.model import (
     VerdictKind,
     World,
 )
+from hasupervisor.model.gpu import CardJudged
 
 IDLE_CYCLE = 1.0
 """Seconds to the next cycle when nothing happens and nothing is awaited."""
@@ -49,19 +53,27 @@ def plan(world: World) -> Plan:
         world = rollout.begin(world)
     else:
         world = _resume(world)
+    cards = judge_cards(world)
+    if cards is not None:
+        world = replace(world, instances=tuple(remember(seen, cards) for seen in world.instances))
+        notes.extend(cards.notes)
     verdicts = tuple(judge(seen, world.policy, world.now) for seen in world.instances)
-    cause = brakes.common_cause(tuple(zip(world.instances, verdicts, strict=True)), world.policy, world.now)
-    turns = _turns(world, verdicts, cause)
+    ends = condemned(world, cards) if cards is not None else {}
+    pairs = tuple(zip(world.instances, verdicts, strict=True))
+    cause = brakes.common_cause([p for p in pairs if p[0].record.name not in ends], world.policy, world.now)
+    turned = _turns(world, pairs, cause, cards, ends)
+    books = turned.books
+    gpus = shown(cards, books) if cards is not None and books is not None else ()
     judged = tuple(
-        _judged(seen, verdict, turn, world)
-        for seen, verdict, turn in zip(world.instances, verdicts, turns, strict=True)
+        _judged(seen, verdict, turn, world, gpus)
+        for seen, verdict, turn in zip(world.instances, turned.verdicts, turned.turns, strict=True)
     )
     notes.extend(note for j in judged if (note := _state_note(before.get(j.record.name), j)) is not None)
     operations, ended = _operations(world, judged)
     notes.extend(ended)
-    problems = summary.problems(world, judged, cause, problem)
+    problems = summary.problems(world, judged, cause, problem, cards.problems if cards is not None else ())
     return Plan(
-        steps=tuple(turn.step for turn in turns if turn.step is not None),
+        steps=tuple(turn.step for turn in turned.turns if turn.step is not None),
         routing=table(tuple((j.record, j.fact) for j in judged)),
         instances=judged,
         operations=operations,
@@ -70,8 +82,12 @@ def plan(world: World) -> Plan:
         summary=summary.sentence(world, judged),
         health=summary.health(world, judged, problems),
         proofs=proofs(judged),
-        prompts=frozenset(j.record.name for j in judged if _needs_prompt(j)),
+        prompts=frozenset(j.record.name for j in judged if _needs_prompt(j))
+        | (cards.accused if cards else frozenset()),
         next_in=_next_in(world, judged),
+        cards=gpus,
+        room=books.room() if books is not None else None,
+        no_room=books.no_room() if books is not None else None,
     )
 
 
@@ -85,7 +101,7 @@ def _let_go(world: World) -> tuple[World, tuple[str, ...]]:
         and s.fact is None
         and s.acting is None
         and not any(o.stuck for o in s.outcomes)
-        and not _list_is_old(s, world)
+        and not placement.list_is_old(s, world)
     )
     kept = tuple(s for s in world.instances if s.record.name not in gone)
     return replace(world, instances=kept), gone
@@ -114,15 +130,31 @@ def _resume(world: World) -> World:
     return replace(world, instances=tuple(take(seen) for seen in world.instances))
 
 
-def _turns(world: World, verdicts: tuple[Verdict, ...], cause: brakes.CommonCause | None) -> list[Turn]:
-    pairs = tuple(zip(world.instances, verdicts, strict=True))
+@dataclass(frozen=True, slots=True)
+class _Turned:
+    """All instances after their turns, in the order of the world's."""
+
+    turns: tuple[Turn, ...]
+    verdicts: tuple[Verdict, ...]  # with what their GPUs add to them
+    books: Ledger | None  # with what was promised in this cycle
+
+
+def _turns(
+    world: World,
+    pairs: tuple[tuple[Seen, Verdict], ...],
+    cause: brakes.CommonCause | None,
+    cards: Cards | None,
+    ends: Mapping[str, Condemned],
+) -> _Turned:
     loading = {
-        seen.record.name: placement.is_loading(seen, verdict, unlisted=_list_is_old(seen, world))
+        seen.record.name: placement.is_loading(seen, verdict, unlisted=placement.list_is_old(seen, world))
         for seen, verdict in pairs
     }
-    good = frozenset(s.record.name for s, v in pairs if s.record.in_rotation and v.kind in _GOOD)
+    good = frozenset(s.record.name for s, v in pairs if s.record.in_rotation and v.kind in _GOOD) - ends.keys()
     disturbed = next((s.record.name for s, _ in pairs if _is_disturbed(s.record)), None)
+    books = cards.books if cards is not None else None
     turns: list[Turn] = []
+    verdicts: list[Verdict] = []
     for seen, verdict in pairs:
         name = seen.record.name
         others = brakes.Around(pairs, cause, disturbed)
@@ -133,16 +165,22 @@ def _turns(world: World, verdicts: tuple[Verdict, ...], cause: brakes.CommonCaus
             brake=brake,
             last=not (good - {name}),
             unheard=in_cause and brakes.nobody_is_heard(pairs, world.policy),
+            place=books.place(name, seen.record.gpus) if books is not None else Place(),
         )
-        gate = _gate(seen, world, around)
-        turn = advance(seen, verdict, gate)
+        if name in ends:
+            verdict, around = _ended_by_gpu(verdict, ends[name], around, disturbed in (None, name), world)
+        elif cards is not None and name in cards.evictions:
+            verdict = _nowhere_to_go(verdict, cards.evictions[name].why)
+        turn = advance(seen, verdict, _gate(seen, world, around))
         if turn.step is not None and turn.step.kind is StepKind.START:
             loading[name] = True
+            books = books.promise(name, turn.step.gpus) if books is not None else None
         if _is_disturbed(turn.record):
             disturbed = disturbed or name
             cause = replace(cause, tried=cause.tried or name) if cause is not None and name in cause.names else cause
         turns.append(turn)
-    return turns
+        verdicts.append(verdict)
+    return _Turned(tuple(turns), tuple(verdicts), books)
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,6 +191,24 @@ class _Around:
     brake: str | None
     last: bool  # nobody else serves well
     unheard: bool  # in a common cause, and nobody who serves answers probes
+    place: Place  # where it may start now, as far as GPUs are concerned
+
+
+def _ended_by_gpu(
+    verdict: Verdict, end: Condemned, around: _Around, its_turn: bool, world: World
+) -> tuple[Verdict, _Around]:
+    """A lost CUDA context is fenced. One that can still work is drained when its turn comes, and serves until then."""
+    if end.fence:
+        return Verdict(VerdictKind.HUNG, end.why), replace(around, brake=None)
+    held = "another is being restarted" if not its_turn else "nobody else serves" if around.last else _paused(world)
+    if held is not None and verdict.kind in _GOOD:
+        return replace(verdict, sentence=f"{verdict.sentence}; it will be moved: {end.why}; {held}"), around
+    return Verdict(VerdictKind.SICK, end.why), around
+
+
+def _nowhere_to_go(verdict: Verdict, why: str) -> Verdict:
+    """No other card has room: it is left to its own probes, for it may still work."""
+    return replace(verdict, sentence=f"{verdict.sentence}; {why}, and no other GPU has room for it")
 
 
 def _is_disturbed(record: Record) -> bool:
@@ -170,11 +226,12 @@ def _gate(seen: Seen, world: World, around: _Around) -> Gate:
         policy=world.policy,
         asleep=_asleep(world),
         paused=None if _by_hand(record, world) else _paused(world),
-        no_start=placement.why_no_start(record.name, around.loading, world.policy),
+        no_start=_no_start(record, world, around),
+        gpus=around.place.gpus,
         no_disturbance=around.brake,
         bad_since=brakes.onset(seen, world.now),
         drained=record.name in world.wants.drained,
-        list_is_old=_list_is_old(seen, world),
+        list_is_old=placement.list_is_old(seen, world),
         routed=routed,
         unrouted=fact is None or is_unrouted(fact.address, world.gateway),
         last=around.last,
@@ -182,6 +239,13 @@ def _gate(seen: Seen, world: World, around: _Around) -> Gate:
         unheard=around.unheard,
         works=seen.traffic.in_flight_known and seen.traffic.in_flight > 0,
     )
+
+
+def _no_start(record: Record, world: World, around: _Around) -> str | None:
+    """With a card of its own it waits for those that load on that card; without, for all on the host."""
+    if around.place.why_not is not None or around.place.gpus:
+        return around.place.why_not
+    return placement.why_no_start(record.name, around.loading, world.policy)
 
 
 def _asleep(world: World) -> str | None:
@@ -215,13 +279,7 @@ def _by_hand(record: Record, world: World) -> bool:
     return (comes or goes) and any(o.kind is OperationKind.SCALE for o in running)
 
 
-def _list_is_old(seen: Seen, world: World) -> bool:
-    """Whether the list says nothing of this instance yet: there is none, or the last step ended after it was asked."""
-    acted = max([seen.record.acted_at, *(o.at for o in seen.outcomes)])
-    return world.runtime.listed_at is None or world.runtime.listed_at <= acted
-
-
-def _judged(seen: Seen, verdict: Verdict, turn: Turn, world: World) -> Judged:
+def _judged(seen: Seen, verdict: Verdict, turn: Turn, world: World, gpus: tuple[CardJudged, ...]) -> Judged:
     record = turn.record
     if turn.state is not record.state or record.since == 0.0:
         record = replace(record, state=turn.state, since=world.now, since_wall=world.now_wall)
@@ -235,7 +293,7 @@ def _judged(seen: Seen, verdict: Verdict, turn: Turn, world: World) -> Judged:
         probe=seen.probe,
         traffic=seen.traffic,
     )
-    return replace(judged, explain=summary.evidence(judged, world))
+    return replace(judged, explain=summary.evidence(judged, world, gpus))
 
 
 def _state_note(before: Record | None, judged: Judged) -> Note | None:

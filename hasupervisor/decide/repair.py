@@ -47,7 +47,8 @@ class Gate:
     policy: Policy
     asleep: str | None = None  # nothing may be done at all: just started, runtime unreachable
     paused: str | None = None
-    no_start: str | None = None  # another one loads on the same place
+    no_start: str | None = None  # another one loads on the same place, or no GPU has room
+    gpus: tuple[str, ...] = ()  # UUIDs of the cards that a start gets
     no_disturbance: str | None = None  # a brake: living processes are left alone
     bad_since: float = 0.0  # if it is bad: since when
     drained: bool = False
@@ -185,9 +186,10 @@ def _absent(record: Record, gate: Gate) -> Turn:
     if waiting is not None:
         return Turn(record, State.BACKOFF if record.failures else State.STARTING, waiting)
     again = record.ended is not None or bool(record.failures)
-    record = replace(record, restarts=record.restarts + (1 if again else 0), retry_at=None, parked_at=None)
+    restarts = record.restarts + (1 if again else 0)
+    record = replace(record, restarts=restarts, retry_at=None, parked_at=None, gpus=gate.gpus)
     why = f"start again after: {record.last_failure.reason}" if again and record.last_failure else "start"
-    step = Step(StepKind.START, record.name, why, port=record.port)
+    step = Step(StepKind.START, record.name, why, port=record.port, gpus=gate.gpus)
     return Turn(record, State.STARTING, "is being started", step)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from hasupervisor.decide.brakes import CommonCause
 from hasupervisor.model import Cause, Colour, GatewayView, Judged, Phase, Problem, State, TrafficView, World
+from hasupervisor.model.gpu import CardJudged
 
 _COLOURS = {
     State.SERVING: Colour.GREEN,
@@ -43,7 +44,11 @@ def health(world: World, judged: Sequence[Judged], problems: Sequence[Problem]) 
 
 
 def problems(
-    world: World, judged: Sequence[Judged], cause: CommonCause | None, membership: str | None
+    world: World,
+    judged: Sequence[Judged],
+    cause: CommonCause | None,
+    membership: str | None,
+    gpus: Sequence[Problem] = (),
 ) -> tuple[Problem, ...]:
     """What a person should know, the worst first, each with the next command."""
     found: list[Problem] = []
@@ -57,6 +62,7 @@ def problems(
         found.append(Problem("service", words, "chatglm-hactl history --since 10m"))
     if membership is not None:
         found.append(Problem("service", membership, "chatglm-hactl config show"))
+    found.extend(gpus)
     ranked = sorted(judged, key=lambda j: (j.colour is not Colour.RED, j.record.name))
     found.extend(problem for j in ranked if (problem := _instance_problem(j, world)) is not None)
     return tuple(found)
@@ -85,10 +91,11 @@ def _instance_problem(judged: Judged, world: World) -> Problem | None:
             return None
 
 
-def evidence(judged: Judged, world: World) -> tuple[str, ...]:
+def evidence(judged: Judged, world: World, gpus: Sequence[CardJudged] = ()) -> tuple[str, ...]:
     """The witnesses behind a verdict, one sentence each, for `explain`."""
     lines = [f"verdict {judged.verdict.kind}: {judged.verdict.sentence}"]
     lines.extend(_runtime_evidence(judged, world))
+    lines.extend(_gpu_evidence(judged, gpus))
     lines.extend(_probe_evidence(judged, world.now))
     lines.extend(_traffic_evidence(judged.traffic, world.now))
     record = judged.record
@@ -111,6 +118,24 @@ def _runtime_evidence(judged: Judged, world: World) -> list[str]:
     if fact.phase is Phase.RUNNING and fact.started_at is not None:
         lines[0] += f", started {world.now - fact.started_at:.0f} s ago"
     return lines
+
+
+def _gpu_evidence(judged: Judged, gpus: Sequence[CardJudged]) -> list[str]:
+    fact = judged.fact
+    if fact is None or not gpus:
+        return []
+    if not fact.gpus:
+        return ["was started without a GPU of its own"]
+    cards = {card.view.uuid: card for card in gpus}
+    lines = [_card_line(uuid, cards.get(uuid)) for uuid in fact.gpus]
+    poisoned = judged.record.poisoned
+    return [*lines, f"its CUDA context is lost: {poisoned.why}"] if poisoned is not None else lines
+
+
+def _card_line(uuid: str, card: CardJudged | None) -> str:
+    if card is None:
+        return f"on {uuid}, which NVML does not list"
+    return f"on GPU {card.view.index} ({uuid}), which is {card.state}{f': {card.reason}' if card.reason else ''}"
 
 
 def _probe_evidence(judged: Judged, now: float) -> list[str]:

@@ -59,6 +59,7 @@ def _quarantine(value: str | int | float | None) -> Quarantine | None:
             boot=str(found["boot"]),
             by=str(found["by"]),
             evicts=bool(found["evicts"]),
+            fences=bool(found["fences"]),
         )
     except KeyError as missing:
         raise ValueError(f"{missing.args[0]} is missing") from missing

@@ -16,6 +16,7 @@ from hasupervisor.model.facts import (
     TrafficView,
 )
 from hasupervisor.model.plan import (
+    GpuPolicy,
     Judged,
     Note,
     Plan,
@@ -33,6 +34,7 @@ from hasupervisor.model.record import (
     Cause,
     Failure,
     Leaving,
+    Poisoned,
     Record,
 )
 from hasupervisor.model.states import (
@@ -58,6 +60,7 @@ __all__ = [
     "Fact",
     "Failure",
     "GatewayView",
+    "GpuPolicy",
     "Judged",
     "Leaving",
     "Miss",
@@ -69,6 +72,7 @@ __all__ = [
     "Pause",
     "Phase",
     "Plan",
+    "Poisoned",
     "Policy",
     "ProbeView",
     "Problem",

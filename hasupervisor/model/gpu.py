@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 
@@ -11,10 +12,10 @@ class DriverState(StrEnum):
 
     UNKNOWN = "unknown"  # not asked yet
     OK = "ok"
-    ABSENT = "absent"  # no driver, no library, or no card: a machine without GPUs
+    ABSENT = "absent"  # not even a library of it: a machine without GPUs
     MISMATCHED = "mismatched"  # the library is of another version than the loaded driver
     WEDGED = "wedged"  # calls do not return, of no card at all
-    FAILED = "failed"  # it answers, with an error
+    FAILED = "failed"  # it answers with an error, is not loaded, or lists no card
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +107,15 @@ class Xid:
 
 
 @dataclass(frozen=True, slots=True)
+class Incident:
+    """An Xid with whose it was."""
+
+    xid: Xid
+    instance: str | None = None  # None: nobody knows, or a stranger
+    foreign: bool = False  # a process that is none of ours
+
+
+@dataclass(frozen=True, slots=True)
 class KernelLogView:
     """Whether the kernel log can be read."""
 
@@ -142,6 +152,7 @@ class Quarantine:
     boot: str  # boot id of the host then: another one, and a reboot has happened
     by: str = "chatglm-ha"
     evicts: bool = True  # what runs on it has to start elsewhere
+    fences: bool = False  # and cannot work any more: it is ended at once
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,6 +179,33 @@ class CardRecord:
     throttled: tuple[tuple[int, bool], ...] = ()  # minutes since any start, and whether it was throttled in them
     leaking_since: float | None = None
     lost_in: tuple[str, ...] = ()  # boot ids in which it was lost, the oldest first
+
+
+@dataclass(frozen=True, slots=True)
+class Gpus:
+    """All that is known of the GPUs in one cycle."""
+
+    driver: DriverView
+    kernel_log: KernelLogView
+    boot: str  # id of this boot of the host
+    records: Mapping[str, CardRecord] = field(default_factory=dict)  # by UUID
+    incidents: tuple[Incident, ...] = ()  # since the last cycle
+    users: Mapping[int, str] = field(default_factory=dict)  # living processes on the cards, pid -> our instance
+
+
+@dataclass(frozen=True, slots=True)
+class CardJudged:
+    """One card after the cycle: what people are shown."""
+
+    view: CardView
+    record: CardRecord
+    state: CardState
+    reason: str | None = None  # None: nothing is wrong
+    instances: tuple[str, ...] = ()  # ours that are on it, or are promised a place there
+    available_bytes: int | None = None  # for newcomers; None: it takes none
+    foreign_bytes: int = 0  # held by processes that are none of ours
+    leaked_bytes: int = 0  # held by no process that is listed
+    excluded: bool = False  # by the configuration: left to others
 
 
 def bus_key(bus: str) -> tuple[int, int, int] | None:

@@ -6,9 +6,20 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from hasupervisor.model.facts import Address, Fact, GatewayView, Outcome, ProbeView, RuntimeView, TrafficView
+from hasupervisor.model.gpu import CardJudged, Gpus
 from hasupervisor.model.record import Record
 from hasupervisor.model.states import Colour, State, VerdictKind
 from hasupervisor.model.wants import Operation, Wants
+
+
+@dataclass(frozen=True, slots=True)
+class GpuPolicy:
+    """How instances are placed on GPUs."""
+
+    need_bytes: int  # of one instance
+    reserve_bytes: int  # of each card, never promised
+    required: bool = False  # without a card nothing starts
+    exclude: frozenset[str] = frozenset()  # UUIDs or indices of cards that are left to others
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +45,7 @@ class Policy:
     park_retry: float = 1800.0
     stop_grace: float = 30.0
     drain_timeout: float = 300.0
+    gpu: GpuPolicy | None = None  # None: nobody looks at GPUs
 
 
 class StepKind(StrEnum):
@@ -53,6 +65,7 @@ class Step:
     port: int = 0
     runtime_id: str = ""
     grace: float = 0.0
+    gpus: tuple[str, ...] = ()  # with START: UUIDs of the cards that it gets
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +119,7 @@ class World:
     routed_at_start: frozenset[Address] = frozenset()  # what the gateway's file routed when the daemon started
     taken_names: frozenset[str] = frozenset()  # of strangers: containers that carry our name but not our label
     taken_ports: frozenset[int] = frozenset()  # ports of our range that somebody else listens on
+    gpus: Gpus | None = None  # None: nobody looks at GPUs
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,3 +171,6 @@ class Plan:
     prompts: frozenset[str] = frozenset()  # instances whose synthetic prompt should be asked soon
     proofs: tuple[tuple[Address, float], ...] = ()  # who serves, and when the question it answered last was put
     next_in: float = 1.0  # seconds until the next cycle is due when nothing happens
+    cards: tuple[CardJudged, ...] = ()
+    room: int | None = None  # how many more instances find a place on the GPUs; None: no GPU limits them
+    no_room: str | None = None  # with no room: why

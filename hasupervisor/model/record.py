@@ -39,6 +39,14 @@ class Leaving:
 
 
 @dataclass(frozen=True, slots=True)
+class Poisoned:
+    """A life that a fault of its GPU has ended for good, whatever it still answers: its CUDA context is lost."""
+
+    runtime_id: str
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
 class Record:
     """What the supervisor remembers of one name. Decisions return new records; only the loop stores them."""
 
@@ -62,4 +70,6 @@ class Record:
     ended: str | None = None  # runtime_id of the last life whose end has been counted
     acted_at: float = 0.0  # when the last step on it ended: an older list does not know of it
     leaving: Leaving | None = None
+    gpus: tuple[str, ...] = ()  # UUIDs of the cards that its last start was given
+    poisoned: Poisoned | None = None
     operation: str | None = None  # id of the operation that moves it

@@ -183,7 +183,7 @@ class GpuSense:
         changed = self._cards.end_round(count, now)
         if count == 0:
             words = "the NVIDIA driver runs and lists no GPU; nvidia-smi, dmesg | grep NVRM"
-            changed |= self._stand(DriverState.ABSENT, words)
+            changed |= self._stand(DriverState.FAILED, words)
         else:
             changed |= self._stand(DriverState.OK, f"driver {self._driver.version}, {count} GPU{'s'[: count > 1]}")
         self._driver = replace(self._driver, asked_at=now)
@@ -226,7 +226,7 @@ class GpuSense:
             return self._failed(DriverState.ABSENT, "no NVIDIA driver is installed: libnvidia-ml.so.1 is not there")
         if code in (NOT_LOADED, LISTS_NONE):
             return self._failed(
-                DriverState.ABSENT, "the NVIDIA driver is installed and not loaded; modprobe nvidia, dmesg | grep NVRM"
+                DriverState.FAILED, "the NVIDIA driver is installed and not loaded; modprobe nvidia, dmesg | grep NVRM"
             )
         return self._failed(DriverState.FAILED, f"NVML does not start: {words} (error {code}); nvidia-smi")
 

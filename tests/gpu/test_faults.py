@@ -9,7 +9,6 @@ import pytest
 from hasupervisor.decide.gpu import faults
 from hasupervisor.decide.gpu.faults import TABLE, Action, Row, row_of_xid
 from hasupervisor.decide.gpu.judge import (
-    Incident,
     Judgement,
     Moment,
     clear,
@@ -27,6 +26,7 @@ from hasupervisor.model.gpu import (
     DriverView,
     GpuFact,
     GpuProcess,
+    Incident,
     Need,
     Refusal,
     Source,
@@ -387,10 +387,10 @@ def test_clearing_a_card_that_is_still_lost_quarantines_it_again() -> None:
 
 
 def test_each_fault_is_heard_once_and_nvml_alone_is_believed_where_the_kernel_log_is_closed() -> None:
-    kernel = (xid(31), xid(79))
-    nvml = tuple(replace(xid(code, pid=None), source=Source.NVML) for code in (31, 79, 45, 154))
-    assert heard(kernel, nvml, kernel_readable=True) == (*kernel, nvml[1])
-    assert heard((), nvml, kernel_readable=False) == nvml
+    kernel = (Incident(xid(31)), Incident(xid(79)))
+    nvml = tuple(Incident(replace(xid(code, pid=None), source=Source.NVML)) for code in (31, 79, 45, 154))
+    assert heard((*kernel, *nvml), kernel_readable=True) == (*kernel, nvml[1])
+    assert heard(nvml, kernel_readable=False) == nvml
 
 
 # --- the driver -------------------------------------------------------------------------------------------------------

@@ -267,7 +267,7 @@ async def test_a_driver_that_does_not_even_start_is_wedged_until_it_does(nvml: N
 @pytest.mark.parametrize(
     ("code", "state", "words"),
     [
-        (NOT_LOADED, DriverState.ABSENT, "modprobe nvidia"),
+        (NOT_LOADED, DriverState.FAILED, "modprobe nvidia"),
         (MISMATCH, DriverState.MISMATCHED, "not of the version of the loaded driver"),
         (UNKNOWN, DriverState.FAILED, "NVML does not start: Unknown Error (error 999); nvidia-smi"),
     ],
@@ -301,7 +301,7 @@ async def test_a_driver_that_is_unloaded_leaves_the_cards_known_with_their_age(n
         pid = sense.child_pid()
         assert pid is not None
         os.kill(pid, signal.SIGKILL)
-        await eventually(lambda: sense.view().state is DriverState.ABSENT, "absent", WITHIN)
+        await eventually(lambda: sense.view().state is DriverState.FAILED, "failed", WITHIN)
         assert [card.uuid for card in sense.view().cards] == list(nvml.uuids)
 
 

@@ -43,8 +43,8 @@ MUTANTS = (
     Mutant(
         "a successful start resets the count of failures",
         "repair.py",
-        "retry_at=None, parked_at=None)\n    why = ",
-        "retry_at=None, parked_at=None, failures=())\n    why = ",
+        "parked_at=None, gpus=gate.gpus)",
+        "parked_at=None, gpus=gate.gpus, failures=())",
     ),
     Mutant(
         "retries do not back off",
@@ -108,7 +108,7 @@ MUTANTS = (
     ),
     Mutant(
         "what has just been started is started again, as the list does not show it yet",
-        "plan.py",
+        "placement.py",
         "return world.runtime.listed_at is None or world.runtime.listed_at <= acted",
         "return world.runtime.listed_at is None",
     ),

@@ -49,6 +49,7 @@ class Row:
     source: str
     xids: frozenset[int] = frozenset()
     need: Need = Need.RESET  # of a card that is quarantined for it
+    fences: bool = False  # with MOVE: nothing on the card can work any more, so nothing there is waited for
     escalation: Escalation | None = None
     hint: str = "chatglm-hactl gpu list"
 
@@ -90,6 +91,7 @@ UNCORRECTABLE_ECC = Row(
     Action.MOVE,
     ROWS,
     xids=frozenset({48, 95, 140, 172}),
+    fences=True,
 )
 REMAP_RECORDED = Row(
     "row remap recorded",
@@ -113,6 +115,7 @@ ENGINE = Row(
     Action.MOVE,
     CHECKS,
     xids=frozenset({46, 62, 110, 119, 120, 136, 143, 156, 158}),
+    fences=True,
 )
 OFF_THE_BUS = Row(
     "off the bus",
@@ -121,6 +124,7 @@ OFF_THE_BUS = Row(
     CATALOG,
     xids=frozenset({79}),
     need=Need.REBOOT,
+    fences=True,
 )
 PCIE = Row(
     "PCIe timeout",
@@ -129,6 +133,7 @@ PCIE = Row(
     CATALOG,
     xids=frozenset({167}),
     need=Need.REBOOT,
+    fences=True,
 )
 NVLINK = Row(
     "NVLink",

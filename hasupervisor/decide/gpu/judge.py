@@ -16,9 +16,10 @@ from hasupervisor.model.gpu import (
     DriverState,
     DriverView,
     GpuFact,
+    Incident,
     Need,
     Quarantine,
-    Xid,
+    Source,
 )
 
 SAME_FAULT = 10.0  # seconds: one fault is often told in dozens of lines
@@ -27,15 +28,6 @@ THROTTLED_MINUTES, OF_MINUTES = 6, 10
 LEAK_SLACK = 1 << 30  # bytes: contexts that are being made or torn down are in no list
 LEAK_SETTLES = 60.0  # seconds
 REBOOTS_TRIED = 2  # a card that is lost again after so many is not mended by another
-
-
-@dataclass(frozen=True, slots=True)
-class Incident:
-    """An Xid with whose it was."""
-
-    xid: Xid
-    instance: str | None = None  # None: nobody knows, or a stranger
-    foreign: bool = False  # a process that is none of ours
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +57,7 @@ class Judgement:
     state: CardState
     reason: str | None  # None: nothing is wrong
     evict: str | None = None  # why what runs on it has to start elsewhere
+    fence: bool = False  # and has to be ended at once: it cannot work any more
     restarts: tuple[Restart, ...] = ()
     last: bool = False  # of the cards that have room, it is taken last
     problems: tuple[Problem, ...] = ()
@@ -76,14 +69,18 @@ class Judgement:
         return self.state is CardState.OK
 
 
-def heard(kernel: Sequence[Xid], nvml: Sequence[Xid], *, kernel_readable: bool) -> tuple[Xid, ...]:
+def heard(incidents: Sequence[Incident], *, kernel_readable: bool) -> tuple[Incident, ...]:
     """Each fault once. The kernel log knows whose it was; NVML's word is taken where that log is silent.
 
     Beside a kernel log that can be read, NVML still counts where a card is given up: hearing that twice does no harm.
     """
     if not kernel_readable:
-        return (*kernel, *nvml)
-    return (*kernel, *(xid for xid in nvml if faults.row_of_xid(xid.code).action is Action.MOVE))
+        return tuple(incidents)
+    return tuple(
+        one
+        for one in incidents
+        if one.xid.source is Source.KERNEL or faults.row_of_xid(one.xid.code).action is Action.MOVE
+    )
 
 
 def judge_card(card: CardView, record: CardRecord, incidents: Sequence[Incident], at: Moment) -> Judgement:
@@ -249,7 +246,14 @@ def _give_up(record: CardRecord, name: str, row: Row, words: str, at: Moment) ->
     before = record.quarantine
     if before is not None and _GRAVITY[before.need] >= _GRAVITY[need] and (before.evicts or not evicts):
         return record, None
-    made = Quarantine(words, need, at.now_wall, at.boot, evicts=evicts or (before is not None and before.evicts))
+    made = Quarantine(
+        words,
+        need,
+        at.now_wall,
+        at.boot,
+        evicts=evicts or (before is not None and before.evicts),
+        fences=row.fences or (before is not None and before.fences),
+    )
     return replace(record, quarantine=made), Note(name, "quarantine", f"quarantined: {words}; {_needs(made)}")
 
 
@@ -288,6 +292,7 @@ def _sum(
         state,
         reason,
         evict=held.reason if held is not None and held.evicts else None,
+        fence=held is not None and held.fences,
         restarts=tuple(restarts) if held is None or not held.evicts else (),
         last=any(row is faults.THROTTLED for row, _ in standing),
         problems=tuple(problems),

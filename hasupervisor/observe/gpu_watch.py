@@ -1,0 +1,59 @@
+"""All senses of GPUs together: what NVML shows, what both logs report, and whose the processes are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from hasupervisor.model import Fact
+from hasupervisor.model.gpu import CardRecord, DriverState, Gpus, Incident, KernelLogView, Xid
+from hasupervisor.observe.gpus import GpuSense
+from hasupervisor.observe.kernel_log import KMSG, KernelLog
+from hasupervisor.observe.owners import Owners
+
+BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+
+
+class GpuWatch:
+    """Looks from `start` to `close`; `on_change` is called, in the event loop, when there is something to decide."""
+
+    def __init__(self, on_change: Callable[[], None], kernel_log: Path = KMSG) -> None:
+        self._nvml = GpuSense(on_change)
+        self._kernel = KernelLog(on_change, kernel_log)
+        self._owners = Owners()
+        self._boot = BOOT_ID.read_text().strip()
+
+    def start(self) -> None:
+        """Begins to look; needs a running loop."""
+        self._nvml.start()
+        self._kernel.start()
+
+    async def close(self) -> None:
+        """Looks no more; a process that hangs in the driver is left behind."""
+        self._kernel.close()
+        await self._nvml.close()
+
+    def look(self, facts: Sequence[Fact], records: Mapping[str, CardRecord]) -> Gpus:
+        """All that is known now. Faults are handed out once: whoever looks has to act on them."""
+        driver = self._nvml.view()
+        pids = {process.pid for card in driver.cards if card.fact is not None for process in card.fact.processes}
+        users = self._owners.learn(pids, facts) if pids else {}
+        xids = (*self._kernel.take_xids(), *self._nvml.take_xids())
+        return Gpus(
+            driver=driver,
+            kernel_log=self._kernel.view(),
+            boot=self._boot,
+            records=records,
+            incidents=tuple(self._incident(xid, facts) for xid in xids),
+            users=users,
+        )
+
+    def kernel_log(self) -> KernelLogView | None:
+        """Whether faults can be heard; None where there are no GPUs to hear of."""
+        return self._kernel.view() if self._nvml.view().state is not DriverState.ABSENT else None
+
+    def _incident(self, xid: Xid, facts: Sequence[Fact]) -> Incident:
+        if xid.pid is None:
+            return Incident(xid)
+        owner = self._owners.of(xid.pid, facts)
+        return Incident(xid, owner, foreign=owner is None and (Path("/proc") / str(xid.pid)).exists())
