@@ -6,9 +6,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-from hasupervisor.decide import load, placement
+from hasupervisor.decide import load
 from hasupervisor.decide.autoscale.capacity import Slots
 from hasupervisor.decide.autoscale.facts import Lesson, Load, Opinion, Rules, Sample, Situation
+from hasupervisor.decide.autoscale.gpus import GpuUse, gpu_use
 from hasupervisor.decide.autoscale.judge import Judge
 from hasupervisor.loop import Loop, next_operation_id, running_operations
 from hasupervisor.model import AUTOSCALER, Cause, Judged, Note, Operation, OperationKind, State, World
@@ -37,21 +38,9 @@ class Requests(Protocol):
     def latency_s(self) -> float: ...
 
 
-@dataclass(frozen=True, slots=True)
-class GpuUse:
-    utilization: float | None  # percent, mean of those that serve
-    used_gb: float | None
-    total_gb: float | None
-
-
 class Keeper(Protocol):
     def save_sample(self, sample: Sample, now: float, now_wall: float) -> None: ...
     def save_lessons(self, lessons: tuple[Lesson, ...], now: float, now_wall: float) -> None: ...
-
-
-def no_gpus() -> GpuUse:
-    """Until somebody watches them: not known, which is neither high nor low."""
-    return GpuUse(None, None, None)
 
 
 @dataclass(frozen=True)
@@ -64,7 +53,6 @@ class Senses:
     keeper: Keeper
     clock: Callable[[], float]
     wall: Callable[[], float]
-    gpus: Callable[[], GpuUse] = no_gpus
     decided: Callable[[str, str], None] = lambda direction, reason: None  # told of each decision, for metrics
 
 
@@ -156,18 +144,21 @@ class Autoscaler:
         found = situation(judged, self._loop.wants.desired)
         if world is None:
             return found
-        return replace(found, no_room=self._no_room(world), load_seconds=self._load_seconds)
+        room, no_room = self._room(world)
+        return replace(found, room=room, no_room=no_room, load_seconds=self._load_seconds)
 
     # --- looking ------------------------------------------------------------------------------------------------------
 
     def _take(self, world: World, now: float) -> None:
         judged = self._loop.latest.instances if self._loop.latest is not None else ()
+        cards = self._loop.latest.cards if self._loop.latest is not None else ()
         serving = [one for one in judged if one.state is State.SERVING]
         loads = [load.in_flight(one.probe, one.traffic, world.policy, now) for one in serving]
         queued = float(world.gateway.held) + sum(_queued(one) for one in serving)
         known = [one for one in loads if one is not None]
         whole = sum(known) + world.gateway.held if len(known) == len(loads) else None
         self._period.add(whole, queued, known)
+        self._period.add_gpus(gpu_use(cards, frozenset(one.record.name for one in serving), now))
         self.judge.looked(Load(now, whole, len(serving), self._wait(queued)))
         self._be_told(serving, now)
         self._time_starts(judged)
@@ -204,7 +195,6 @@ class Autoscaler:
         stands = situation(judged, self._loop.wants.desired)
         answered = after.answered - before.answered
         cpu, memory = self._senses.machine()
-        gpus = self._senses.gpus()
         sample = Sample(
             at=now,
             serving=stands.serving,
@@ -214,21 +204,29 @@ class Autoscaler:
             queued=_mean(period.queued),
             connections=_mean(period.per_instance),
             response_time_ms=1000.0 * (after.latency_s - before.latency_s) / answered if answered else None,
-            gpu_utilization=gpus.utilization,
+            gpu_utilization=_mean(period.gpu_utilization),
             qps=(after.ended - before.ended) / (now - period.began) if self._senses.requests is not None else None,
             cpu_percent=cpu,
             memory_percent=memory,
-            gpu_memory_used_gb=gpus.used_gb,
-            gpu_memory_total_gb=gpus.total_gb,
+            gpu_memory_used_gb=period.gpus.used_gb,
+            gpu_memory_total_gb=period.gpus.total_gb,
         )
         self.judge.sampled(sample)
         self._senses.keeper.save_sample(sample, now, self._senses.wall())
 
-    def _no_room(self, world: World) -> str | None:
-        """Why not one more could exist."""
+    def _room(self, world: World) -> tuple[int, str | None]:
+        """How many more could exist, and with 0 of them why: by ports, and by the memory of the GPUs."""
         used = frozenset(record.port for record in self._loop.records().values())
         taken = used | self._senses.taken_ports(world.policy.ports)
-        return None if placement.free_port(world.policy, taken) is not None else "no free port is left in service.ports"
+        ports = sum(port not in taken for port in world.policy.ports)
+        if not ports:
+            return 0, "no free port is left in service.ports"
+        plan = self._loop.latest
+        if plan is None or plan.room is None:
+            return ports, None
+        if plan.room <= 0:
+            return 0, (plan.no_room or "no GPU has room for it").removeprefix("waits for a GPU: ")
+        return min(ports, plan.room), None
 
     # --- acting -------------------------------------------------------------------------------------------------------
 
@@ -298,6 +296,8 @@ class _Period:
         self.in_flight: list[float] = []
         self.queued: list[float] = []
         self.per_instance: list[float] = []
+        self.gpu_utilization: list[float] = []
+        self.gpus = GpuUse()  # as last looked at
 
     def add(self, whole: float | None, queued: float, each: list[float]) -> None:
         if whole is not None:
@@ -305,6 +305,11 @@ class _Period:
             self.queued.append(queued)
             if each:
                 self.per_instance.append(sum(each) / len(each))
+
+    def add_gpus(self, use: GpuUse) -> None:
+        self.gpus = use
+        if use.utilization is not None:
+            self.gpu_utilization.append(use.utilization)
 
 
 def _mean(values: list[float]) -> float | None:

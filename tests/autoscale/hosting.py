@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from hasupervisor.autoscaler import Autoscaler, Senses
 from hasupervisor.decide.autoscale.facts import Lesson, Rules, Sample
@@ -13,6 +13,7 @@ from hasupervisor.model import (
     Address,
     Fact,
     GatewayView,
+    GpuPolicy,
     Note,
     Operation,
     Outcome,
@@ -29,8 +30,20 @@ from hasupervisor.model import (
     TrafficView,
     Wants,
 )
+from hasupervisor.model.gpu import (
+    CardRecord,
+    CardView,
+    DriverState,
+    DriverView,
+    GpuFact,
+    GpuProcess,
+    Gpus,
+    KernelLogView,
+)
 
 RULES = Rules(min=2, max=6, sample=10.0, evaluate=30.0, up_connections=5.0, down_connections=3.0)
+GB = 1 << 30
+GPU = GpuPolicy(need_bytes=13 * GB, reserve_bytes=0)
 POLICY = Policy("chatglm", range(8000, 8010), 2, 6)
 
 
@@ -45,6 +58,10 @@ class Requests:
 class Life:
     fact: Fact
     loads_until: float
+
+    @property
+    def pid(self) -> int:
+        return self.fact.pid or 0
 
 
 @dataclass
@@ -63,6 +80,9 @@ class Host:
     lessons: tuple[Lesson, ...] = ()  # as they are kept
     decided: list[tuple[str, str]] = field(default_factory=list)
     broken: bool = False  # starts fail
+    cards: int | None = None  # GPUs of 40 GB; None: nobody looks
+    utilization: float = 0.0  # of each of them, 0..1
+    mute: frozenset[int] = frozenset()  # cards that do not answer any more
     foreign_ports: frozenset[int] = frozenset()
     trouble: str | None = None
     requests: Requests = field(default_factory=Requests)
@@ -73,7 +93,10 @@ class Host:
         parts = Parts(
             self, self, traffic, self.taken, self, gateway, Memory(self), lambda: self.now, self.wall, random.Random(1)
         )
-        self.loop = Loop(parts, POLICY, Remembered(Wants(desired, mode)))
+        policy = POLICY
+        if self.cards is not None:
+            parts, policy = replace(parts, gpus=self.look), replace(POLICY, gpu=GPU)
+        self.loop = Loop(parts, policy, Remembered(Wants(desired, mode)))
         senses = Senses(
             requests=self.requests,
             machine=lambda: (12.0, 34.0),
@@ -106,6 +129,30 @@ class Host:
 
     def taken(self, ports: range) -> frozenset[int]:
         return self.foreign_ports
+
+    def look(self, facts: Sequence[Fact], records: Mapping[str, CardRecord]) -> Gpus:
+        views = tuple(self._card(number) for number in range(self.cards or 0))
+        driver = DriverView(DriverState.OK, "ok", 1.0, cards=views, asked_at=self.now)
+        users = {life.pid: name for name, life in self.lives.items()}
+        return Gpus(driver, KernelLogView(readable=True), "boot-1", records, users=users)
+
+    def _card(self, number: int) -> CardView:
+        uuid = f"GPU-{number}"
+        processes = tuple(GpuProcess(life.pid, 13 * GB) for life in self.lives.values() if uuid in life.fact.gpus)
+        free = (40 - 13 * len(processes)) * GB
+        fact = GpuFact(
+            uuid,
+            number,
+            "NVIDIA",
+            f"0000:0{number}:00.0",
+            seen_at=self.now,
+            memory_total_bytes=40 * GB,
+            memory_free_bytes=free,
+            utilization=self.utilization,
+            processes=processes,
+            processes_at=self.now,
+        )
+        return CardView(uuid, number, fact, silent_since=self.now - 1 if number in self.mute else None)
 
     # --- instances and probes -----------------------------------------------------------------------------------------
 
@@ -160,7 +207,16 @@ class Host:
             return
         if step.kind is StepKind.START:
             address = Address("127.0.0.1", step.port)
-            fact = Fact(step.name, f"{step.name}@{self.now}", Phase.RUNNING, address, address, started_at=self.now)
+            fact = Fact(
+                step.name,
+                f"{step.name}@{self.now}",
+                Phase.RUNNING,
+                address,
+                address,
+                started_at=self.now,
+                pid=step.port,
+                gpus=step.gpus,
+            )
             self.lives[step.name] = Life(fact, self.now + self.load_s)
         else:
             self.lives.pop(step.name, None)
@@ -207,6 +263,8 @@ class Memory:
     def save_records(self, records: Iterable[Record], now: float, now_wall: float) -> None: ...
 
     def save_operation(self, operation: Operation) -> None: ...
+
+    def save_cards(self, records: Iterable[CardRecord]) -> None: ...
 
     def note(self, note: Note, at_wall: float) -> None:
         self._host.notes.append(note)

@@ -134,6 +134,37 @@ def test_without_a_free_port_it_says_so_and_stays(host: Host) -> None:
     assert ("held", "held back") in host.decided
 
 
+def test_the_use_of_the_gpus_is_sampled_and_asks_for_more() -> None:
+    host = settled(Host(cards=2, utilization=0.6))
+    host.run(20)
+    sample = host.samples[-1]
+    assert sample.gpu_utilization == pytest.approx(60.0)
+    assert (sample.gpu_memory_used_gb, sample.gpu_memory_total_gb) == (26.0, 80.0)
+    host.utilization = 0.9
+    host.run(120)
+    assert host.steps() == ["2 -> 3: 90 % GPU use over 60 s, above 85"]
+
+
+def test_a_card_that_falls_silent_leaves_its_use_unknown_and_nothing_goes() -> None:
+    host = Host(cards=3, utilization=0.1)
+    host.begin(RULES, desired=3)
+    host.run(60)
+    host.mute = frozenset({0})
+    host.run(100)
+    assert host.samples[-1].gpu_utilization is None
+    assert host.desired == 3
+    assert "GPU use is not known in all samples" in host.autoscaler.view().sentence
+
+
+def test_without_memory_on_any_gpu_it_says_so_and_stays() -> None:
+    host = settled(Host(cards=1, in_flight=30.0))
+    host.run(300)
+    assert (host.desired, serving(host)) == (3, 3)  # 40 GB hold three of 13
+    held = host.autoscaler.opinions(host.now)["thresholds"].held_back_by
+    assert held == "no GPU has 13.0 GB for it: GPU 0: 1.0 GB for newcomers"
+    assert ("held", "held back") in host.decided
+
+
 def test_one_that_is_given_up_is_no_capacity(host: Host) -> None:
     host.broken, host.in_flight = True, 12.0
     host.run(600)

@@ -97,6 +97,15 @@ def test_max_is_said_in_the_sentence() -> None:
     assert found.sentence.endswith("22 would be wanted, service.max is 6")
 
 
+def test_a_step_of_several_is_cut_to_the_room_there_is() -> None:
+    found = of(looks((120, 14.0)), room=1)
+    assert found.desired == 3
+    assert found.sentence.endswith("; 5 would be wanted, there is room for 1 more")
+    assert of(looks((120, 14.0)), room=3).desired == 5
+    full = of(looks((120, 14.0)), room=0, no_room="no GPU has 13.0 GB for it")
+    assert (full.desired, full.held_back_by) == (2, "no GPU has 13.0 GB for it")
+
+
 def test_queueing_requests_ask_for_one_more() -> None:
     waiting = [replace(load, wait_s=6.0) for load in looks((120, 5.0))]
     assert of(waiting).desired == 3

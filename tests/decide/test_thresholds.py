@@ -107,6 +107,20 @@ def test_a_gpu_that_nobody_can_see_holds_nothing() -> None:
     assert desired(samples(6, gpu_utilization=None, connections=51.0)) == 3
 
 
+def test_the_sentence_says_that_gpu_use_was_not_known() -> None:
+    seen, unseen = (quiet(12, desired=3, serving=3, gpu_utilization=value) for value in (10.0, None))
+    known = "3 -> 2: 500 ms response time, {}1 connections an instance over 120 s, all below their limits{}"
+    assert opinion(seen, situation(3), RULES, NOW).sentence == known.format("10 % GPU use, ", "")
+    assert opinion(unseen, situation(3), RULES, NOW).sentence == known.format("", "; GPU use is not known")
+
+
+def test_one_less_must_leave_the_gpus_below_their_limit_too() -> None:
+    rules = replace(RULES, down_gpu_utilization=70.0)
+    held = opinion(quiet(12, desired=3, serving=3, gpu_utilization=60.0), situation(3), rules, NOW)
+    assert (held.desired, held.held_back_by) == (3, "2 would have 90 % GPU use, above 85")
+    assert opinion(quiet(12, desired=3, serving=3, gpu_utilization=56.0), situation(3), rules, NOW).desired == 2
+
+
 def test_no_answers_and_nothing_in_flight_is_idle() -> None:
     idle = {"response_time_ms": None, "connections": 0.0, "in_flight": 0.0, "qps": 0.0, "gpu_utilization": None}
     assert desired(quiet(12, desired=3, serving=3, **idle), 3) == 2
@@ -146,7 +160,7 @@ def test_one_less_must_still_be_inside_the_limits() -> None:
 
 
 def test_no_room_is_said_in_words() -> None:
-    found = opinion(samples(6, connections=90.0), situation(no_room="no GPU has 13 GB free"), RULES, NOW)
+    found = opinion(samples(6, connections=90.0), situation(room=0, no_room="no GPU has 13 GB free"), RULES, NOW)
     assert found.desired == 2
     assert found.sentence.endswith("but no GPU has 13 GB free")
 

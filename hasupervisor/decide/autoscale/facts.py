@@ -18,7 +18,7 @@ class Sample:
     queued: float | None = None  # of these, those that instances have told to wait; and those held by the gateway
     connections: float | None = None  # requests in flight in one serving instance: mean over instances and period
     response_time_ms: float | None = None  # mean of the answers of the period; None too while nobody was answered
-    gpu_utilization: float | None = None  # percent, mean of the GPUs that serve
+    gpu_utilization: float | None = None  # percent, mean over the GPUs on which somebody serves, and the period
     qps: float | None = None  # requests that ended, a second
     cpu_percent: float | None = None  # of the whole host, 0..100
     memory_percent: float | None = None
@@ -77,7 +77,8 @@ class Situation:
     leaving: tuple[str, ...] = ()  # drained and stopped for good
     ailing: tuple[str, ...] = ()  # suspect or being healed: comes back, or is restarted
     parked: tuple[str, ...] = ()  # given up for now: no capacity
-    no_room: str | None = None  # why not one more could exist: ports, GPU memory
+    room: int | None = None  # how many more could exist; None: nothing is known that limits them
+    no_room: str | None = None  # why not one more could: ports, GPU memory
     lessons: tuple[Lesson, ...] = ()
     load_seconds: float = 0.0  # from start to serving, the last that was seen
 

@@ -19,8 +19,10 @@ def more(target: int, why: str, reason: str, situation: Situation, rules: Rules,
     held = _why_not_more(situation, rules)
     if held is not None:
         return stay(situation, f"{target} would be wanted, {why}; but {held}", inputs, held)
-    wanted = min(target, rules.max)
-    capped = f"; {target} would be wanted, service.max is {rules.max}" if target > wanted else ""
+    wanted, limit = min(target, rules.max), f"service.max is {rules.max}"
+    if situation.room is not None and situation.desired + situation.room < wanted:
+        wanted, limit = situation.desired + situation.room, f"there is room for {situation.room} more"
+    capped = f"; {target} would be wanted, {limit}" if target > wanted else ""
     return Opinion(wanted, f"{situation.desired} -> {wanted}: {why}{capped}", inputs, reason=reason)
 
 

@@ -72,6 +72,8 @@ def _perhaps_fewer(window: Sequence[Sample], situation: Situation, rules: Rules)
         return guards.stay(situation, why, shown)
     known = ", ".join(one.shown(mean) for one in inputs if (mean := means[one.reason]) is not None)
     why = f"{known} over {rules.down_samples * rules.sample:.0f} s, all below their limits"
+    if means["gpu_utilization"] is None:
+        why += "; GPU use is not known"
     return guards.fewer(why, situation, rules, shown, _too_much_for_fewer(means, situation, rules))
 
 
