@@ -44,6 +44,7 @@ missing_packages() {
   command -v docker >/dev/null || { apt-cache show docker-cli >/dev/null 2>&1 && echo docker-cli || echo docker.io; }
   command -v debootstrap >/dev/null || echo debootstrap
   command -v ssh >/dev/null || echo openssh-client
+  command -v rsync >/dev/null || echo rsync
   command -v gcc >/dev/null || echo gcc
   [ -e /usr/include/stdio.h ] || echo libc6-dev
   busybox_is_static || echo busybox-static
