@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 SPAN = 60  # seconds
-RATIO = 1.2  # between the bounds of a bin: a quantile is right within 10 %
+RATIO = 1.1  # between the bounds of a bin: so a quantile is right within 10 %
 LOWEST_MS = 1.0
 ENOUGH = 20  # answers, for a 99th percentile that means something
 BINS = 2 + math.ceil(math.log(600_000 / LOWEST_MS) / math.log(RATIO))  # up to ten minutes, beyond in the last
