@@ -191,6 +191,7 @@ class Gpus:
     records: Mapping[str, CardRecord] = field(default_factory=dict)  # by UUID
     incidents: tuple[Incident, ...] = ()  # since the last cycle
     users: Mapping[int, str] = field(default_factory=dict)  # living processes on the cards, pid -> our instance
+    dead: frozenset[int] = frozenset()  # listed on a card, though no such process exists any more
 
 
 @dataclass(frozen=True, slots=True)

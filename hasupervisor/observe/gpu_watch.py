@@ -37,7 +37,8 @@ class GpuWatch:
         """All that is known now. Faults are handed out once: whoever looks has to act on them."""
         driver = self._nvml.view()
         pids = {process.pid for card in driver.cards if card.fact is not None for process in card.fact.processes}
-        users = self._owners.learn(pids, facts) if pids else {}
+        dead = frozenset(pid for pid in pids if not _exists(pid))
+        owners = self._owners.learn(pids, facts) if pids else {}
         xids = (*self._kernel.take_xids(), *self._nvml.take_xids())
         return Gpus(
             driver=driver,
@@ -45,7 +46,8 @@ class GpuWatch:
             boot=self._boot,
             records=records,
             incidents=tuple(self._incident(xid, facts) for xid in xids),
-            users=users,
+            users={pid: name for pid, name in owners.items() if pid not in dead},
+            dead=dead,
         )
 
     def kernel_log(self) -> KernelLogView | None:
@@ -56,4 +58,8 @@ class GpuWatch:
         if xid.pid is None:
             return Incident(xid)
         owner = self._owners.of(xid.pid, facts)
-        return Incident(xid, owner, foreign=owner is None and (Path("/proc") / str(xid.pid)).exists())
+        return Incident(xid, owner, foreign=owner is None and _exists(xid.pid))
+
+
+def _exists(pid: int) -> bool:
+    return (Path("/proc") / str(pid)).exists()

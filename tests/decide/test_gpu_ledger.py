@@ -12,7 +12,7 @@ from hasupervisor.decide.gpu.judge import Judgement
 from hasupervisor.decide.gpu.ledger import GB, Ledger, Place, Tenant, ledger
 from hasupervisor.model import GpuPolicy
 from hasupervisor.model.gpu import CardRecord, CardState, CardView, DriverState
-from tests.decide.gpu_facts import POLICY, card, driver, name, uuid
+from tests.decide.gpu_facts import POLICY, card, gpus, name, uuid
 
 FINE = Judgement(CardRecord("any"), CardState.OK, None)
 
@@ -27,7 +27,7 @@ def books(
     judgements: dict[int, Judgement] | None = None,
 ) -> Ledger:
     judged = [(one, (judgements or {}).get(one.index, FINE)) for one in cards]
-    return ledger(driver(*cards, state=state), judged, tenants, users or {}, policy, one_at_a_time=one_at_a_time)
+    return ledger(gpus(*cards, state=state, users=users), judged, tenants, policy, one_at_a_time=one_at_a_time)
 
 
 def fill(opened: Ledger, count: int) -> tuple[Ledger, list[str]]:
@@ -117,7 +117,7 @@ def test_memory_that_nobody_listed_holds_counts_as_used_and_is_named() -> None:
     leaked = card(0)
     assert leaked.fact is not None
     opened = books(replace(leaked, fact=replace(leaked.fact, memory_free_bytes=4 * GB)))
-    assert "19.5 GB held by no process that is listed" in str(opened.place(name(1)).why_not)
+    assert "19.5 GB held by no living process" in str(opened.place(name(1)).why_not)
 
 
 def test_of_equally_good_cards_it_gets_the_one_that_it_had() -> None:

@@ -13,11 +13,9 @@ from hasupervisor.model import (
     Pause,
     Plan,
     Poisoned,
-    Seen,
     State,
     StepKind,
     Wants,
-    World,
 )
 from hasupervisor.model.gpu import CardRecord, CardState, DriverState, Need, Quarantine
 from tests.decide.gpu_facts import NOW, POLICY, card, gpus, incident, name, serving, uuid, wanted, world

@@ -40,11 +40,11 @@ def judge_cards(world: World) -> Cards | None:
     gpus, policy = world.gpus, world.policy.gpu
     if gpus is None or policy is None:
         return None
-    at = Moment(world.now, world.now_wall, gpus.boot, policy.need_bytes)
+    at = Moment(world.now, world.now_wall, gpus.boot, policy.need_bytes, gpus.dead)
     told = heard(gpus.incidents, kernel_readable=gpus.kernel_log.readable)
     judged = tuple((card, _judge(card, gpus, told, at)) for card in gpus.driver.cards)
     tenants = [tenant for seen in world.instances if (tenant := _tenant(seen, world)) is not None]
-    books = ledger(gpus.driver, judged, tenants, gpus.users, policy, one_at_a_time=world.policy.one_at_a_time)
+    books = ledger(gpus, judged, tenants, policy, one_at_a_time=world.policy.one_at_a_time)
     poisoned, accused = _restarts(judged, tenants, books)
     ours = [(card, judgement) for card, judgement in judged if not is_excluded(card, policy)]
     trouble = judge_driver(gpus.driver)

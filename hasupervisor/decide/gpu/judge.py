@@ -38,6 +38,7 @@ class Moment:
     now_wall: float
     boot: str  # id of this boot of the host
     need_bytes: int  # what one instance needs on a card
+    dead: frozenset[int] = frozenset()  # pids that are listed on a card and do not exist any more
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,19 +201,21 @@ def _from_memory(record: CardRecord, fact: GpuFact | None, at: Moment) -> list[t
     found: list[tuple[Row, str]] = []
     if sum(was for _, was in record.throttled) >= THROTTLED_MINUTES:
         found.append((faults.THROTTLED, faults.THROTTLED.says))
-    leaked = leaked_bytes(fact) if fact is not None else None
+    leaked = leaked_bytes(fact, at.dead) if fact is not None else None
     if leaked and record.leaking_since is not None and at.now - record.leaking_since >= LEAK_SETTLES:
         row = faults.LEAKS_MUCH if leaked > at.need_bytes else faults.LEAKS
         found.append((row, f"{row.says}: {leaked / 1e9:.1f} GB"))
     return found
 
 
-def leaked_bytes(fact: GpuFact) -> int | None:
-    """Used memory that no listed process has; None: the driver does not tell enough to know."""
+def leaked_bytes(fact: GpuFact, dead: frozenset[int] = frozenset()) -> int | None:
+    """Used memory that no living process has; None: the driver does not tell enough to know."""
     if fact.memory_reserved_bytes is None or fact.mig or fact.processes_at is None:
         return None
     held = 0
     for process in fact.processes:
+        if process.pid in dead:
+            continue
         if process.memory_bytes is None:
             return None
         held += process.memory_bytes
@@ -227,7 +230,7 @@ def _remember_figures(record: CardRecord, fact: GpuFact | None, at: Moment) -> C
     before[minute] = before.get(minute, False) or bool((fact.throttle or 0) & THROTTLING)
     newest = max(before)
     throttled = tuple(sorted((m, was) for m, was in before.items() if m > newest - OF_MINUTES))
-    leaks = (leaked_bytes(fact) or 0) > LEAK_SLACK
+    leaks = (leaked_bytes(fact, at.dead) or 0) > LEAK_SLACK
     since = record.leaking_since if record.leaking_since is not None else at.now
     return replace(record, throttled=throttled, leaking_since=since if leaks else None)
 

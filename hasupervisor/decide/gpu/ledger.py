@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from hasupervisor.decide.gpu.judge import Judgement, leaked_bytes
 from hasupervisor.model import GpuPolicy
-from hasupervisor.model.gpu import CardState, CardView, DriverState, DriverView, GpuFact
+from hasupervisor.model.gpu import CardState, CardView, DriverState, DriverView, GpuFact, Gpus
 
 GB = 1 << 30
 """Bytes of a GB as GPUs are sold: a "24 GB" card has 24 GiB, and `gpu.memory_gb` is meant by that measure."""
@@ -153,17 +153,16 @@ class Tenant:
 
 
 def ledger(
-    driver: DriverView,
+    gpus: Gpus,
     judgements: Sequence[tuple[CardView, Judgement]],
     tenants: Sequence[Tenant],
-    users: Mapping[int, str],
     policy: GpuPolicy,
     *,
     one_at_a_time: bool,
 ) -> Ledger:
-    """Opens the books of a cycle. `users`: living processes on the cards that are ours, pid -> instance."""
-    accounts = tuple(_account(card, judgement, tenants, users, policy) for card, judgement in judgements)
-    return Ledger(policy, driver, accounts, one_at_a_time)
+    """Opens the books of a cycle."""
+    accounts = tuple(_account(card, judgement, tenants, gpus, policy) for card, judgement in judgements)
+    return Ledger(policy, gpus.driver, accounts, one_at_a_time)
 
 
 def is_excluded(card: CardView, policy: GpuPolicy) -> bool:
@@ -171,9 +170,7 @@ def is_excluded(card: CardView, policy: GpuPolicy) -> bool:
     return card.uuid in policy.exclude or str(card.index) in policy.exclude
 
 
-def _account(
-    card: CardView, judgement: Judgement, tenants: Sequence[Tenant], users: Mapping[int, str], policy: GpuPolicy
-) -> Account:
+def _account(card: CardView, judgement: Judgement, tenants: Sequence[Tenant], gpus: Gpus, policy: GpuPolicy) -> Account:
     here = [tenant for tenant in tenants if card.uuid in tenant.gpus]
     account = Account(
         card,
@@ -185,15 +182,17 @@ def _account(
     fact = card.fact
     if fact is None:
         return account
-    used = _used_by(fact, users)
+    used = _used_by(fact, gpus.users)
     outstanding = sum(_outstanding(tenant, used, policy) for tenant in here)
     return replace(
         account,
         staying=frozenset(used),
         free_bytes=fact.memory_free_bytes,
         outstanding_bytes=outstanding,
-        foreign_bytes=sum(p.memory_bytes or 0 for p in fact.processes if p.pid not in users),
-        leaked_bytes=leaked_bytes(fact) or 0,
+        foreign_bytes=sum(
+            p.memory_bytes or 0 for p in fact.processes if not (p.pid in gpus.users or p.pid in gpus.dead)
+        ),
+        leaked_bytes=leaked_bytes(fact, gpus.dead) or 0,
     )
 
 
@@ -233,7 +232,7 @@ def _little(account: Account, policy: GpuPolicy) -> str:
         f"{bytes_ / GB:.1f} GB {whose}"
         for bytes_, whose in (
             (account.foreign_bytes, "held by processes that are none of ours"),
-            (account.leaked_bytes if account.leaked_bytes > GB else 0, "held by no process that is listed"),
+            (account.leaked_bytes if account.leaked_bytes > GB else 0, "held by no living process"),
         )
         if bytes_
     ]
