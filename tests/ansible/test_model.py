@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from model_api.manifest import check_files, write_manifest
-from tests.ansible.controller import FOLDER, Document, Played, play_here
+from tests.ansible.controller import Document, Played, play_here
 
 FILES = {"config.json": b'{"model_type": "chatglm"}\n', "weights.safetensors.part": os.urandom(300_000)}
 
@@ -52,7 +52,7 @@ def source(request: pytest.FixtureRequest, mirror: Path) -> str:
 
 def fetched(tmp_path: Path, source: str, **variables: Any) -> Played:
     """The role's tasks for the model, into a folder of this machine."""
-    task = {"ansible.builtin.include_role": {"name": str(FOLDER / "roles" / "chatglm_ha"), "tasks_from": "model.yml"}}
+    task = {"ansible.builtin.include_role": {"name": "chatglm_ha", "tasks_from": "model.yml"}}
     wanted: Document = {"chatglm_ha_model_source": source, "chatglm_ha_model_dir": str(tmp_path / "model")}
     return play_here(tmp_path, [task], [], **(wanted | variables))
 
