@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -22,6 +24,7 @@ from hasupervisor.model import (
     OperationKind,
     OperationState,
     Pause,
+    Plan,
     State,
     Wants,
     World,
@@ -238,6 +241,33 @@ class OperatorDesk:
             replace(self._loop.wants, pause=None), Note("service", "resume", "healing and scaling go on", by)
         )
         return True
+
+    # --- GPUs ---------------------------------------------------------------------------------------------------------
+
+    async def quarantine_gpu(self, uuid: str, reason: str, *, by: str) -> None:
+        self._known_card(uuid)
+        before = self._loop.latest
+        self._loop.quarantine_card(uuid, reason or "no reason given", by)
+        await self._judged_anew(before)
+
+    async def clear_gpu(self, uuid: str, *, by: str) -> None:
+        self._known_card(uuid)
+        before = self._loop.latest
+        self._loop.clear_card(uuid, by)
+        await self._judged_anew(before)
+
+    def _known_card(self, uuid: str) -> None:
+        if self._loop.card(uuid) is None:
+            words = f"{uuid} has not said its UUID yet, so nothing is placed on it anyway"
+            raise Refused(words, "chatglm-hactl gpu list")
+
+    async def _judged_anew(self, before: Plan | None) -> None:
+        """Until a cycle has seen what was said, and it is on the disk."""
+        await self._behind.scribe.flush(DURABLE)
+        with contextlib.suppress(TimeoutError):  # a loop that stands still is said elsewhere
+            async with asyncio.timeout(DURABLE):
+                while self._loop.latest is before:
+                    await self._loop.moved()
 
     # --- drills -------------------------------------------------------------------------------------------------------
 

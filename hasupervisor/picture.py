@@ -11,8 +11,8 @@ from hasupervisor.autoscaler import Autoscaler
 from hasupervisor.config import Config
 from hasupervisor.loop import Loop
 from hasupervisor.memory import Scribe
-from hasupervisor.model import Colour, Plan, Problem, TrafficView
-from hasupervisor.report.snapshot import AutoscaleView, Snapshot
+from hasupervisor.model import Colour, Plan, Problem, TrafficView, World
+from hasupervisor.report.snapshot import AutoscaleView, GpusView, Snapshot
 
 RUNTIME_NAMES = {"docker": "dockerd", "process": "the keepers of the processes"}
 
@@ -63,7 +63,14 @@ def take(easel: Easel) -> Snapshot:
         instances=plan.instances,
         traffic=easel.traffic(),
         operations=easel.loop.operations,
+        gpus=_gpus(plan, world),
     )
+
+
+def _gpus(plan: Plan, world: World) -> GpusView | None:
+    if world.gpus is None:
+        return None
+    return GpusView(world.gpus.driver, world.gpus.kernel_log, plan.cards, plan.room, plan.no_room)
 
 
 def _own_problems(easel: Easel) -> tuple[Problem, ...]:

@@ -27,6 +27,7 @@ from hasupervisor.report.answers import (
     encode,
     refuse,
 )
+from hasupervisor.report.api_gpus import GpuRequests
 from hasupervisor.report.desk import (
     Declined,
     Desk,
@@ -62,7 +63,8 @@ Endpoint = Callable[[Request], Awaitable[Response | Stream]]
 
 def control_api(desk: Desk, stopping: asyncio.Event) -> Application:
     """The application behind the control socket. Streams end when `stopping` is set."""
-    ask = _Requests(desk, stopping)
+    names = UserNames()
+    ask, ask_gpus = _Requests(desk, stopping, names), GpuRequests(desk, names)
     instance = "/v1/instances/{name}"
     table: list[tuple[str, str, Endpoint]] = [
         ("GET", "/v1/status", ask.status),
@@ -87,6 +89,9 @@ def control_api(desk: Desk, stopping: asyncio.Event) -> Application:
         ("GET", "/v1/drill/{id}", ask.drill),
         ("DELETE", "/v1/drill/{id}", ask.call_off_drill),
         ("GET", "/v1/history", ask.history),
+        ("GET", "/v1/gpus", ask_gpus.list),
+        ("POST", "/v1/gpus/{gpu}/quarantine", ask_gpus.quarantine),
+        ("POST", "/v1/gpus/{gpu}/clear", ask_gpus.clear),
         ("GET", "/v1/nginx", ask.nginx),
         ("POST", "/v1/nginx/test", ask.nginx_test),
         ("POST", "/v1/nginx/reload", ask.nginx_reload),
@@ -109,10 +114,10 @@ def control_api(desk: Desk, stopping: asyncio.Event) -> Application:
 class _Requests:
     """One method for each request."""
 
-    def __init__(self, desk: Desk, stopping: asyncio.Event) -> None:
+    def __init__(self, desk: Desk, stopping: asyncio.Event, names: UserNames) -> None:
         self._desk = desk
         self._stopping = stopping
-        self._names = UserNames()
+        self._names = names
 
     # --- what is asked ------------------------------------------------------------------------------------------------
 

@@ -169,6 +169,12 @@ class Desk(Protocol):
     async def resume(self, *, by: str) -> bool:
         """Whether it was paused."""
 
+    async def quarantine_gpu(self, uuid: str, reason: str, *, by: str) -> None:
+        """Nothing new is placed on that card; what runs there goes on. Raises Refused. The next status shows it."""
+
+    async def clear_gpu(self, uuid: str, *, by: str) -> None:
+        """Forgets all that is held against that card. Raises Refused. The next status shows what is still wrong."""
+
     async def plan_drill(self, asked: DrillAsked) -> DrillPlan:
         """Raises NoSuch, and Refused for what cannot be done, forced or not."""
 

@@ -4,24 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from datetime import UTC, datetime
 from typing import Any
 
 from hasupervisor.model import Address, Judged, Operation, Pause, Record, State, TrafficView
+from hasupervisor.report import gpus
 from hasupervisor.report.desk import DrillPlan, DryRun, Entry
-from hasupervisor.report.snapshot import GpuView, Snapshot
+from hasupervisor.report.snapshot import Snapshot
+from hasupervisor.report.times import timestamp as timestamp
 
 SCHEMA = 1
 
 Document = dict[str, Any]
-
-_LAST_MOMENT = 253402300799.0  # of the year 9999: what RFC 3339 can write
-
-
-def timestamp(wall: float) -> str:
-    """RFC 3339 in UTC with milliseconds and `Z`; what is beyond its years becomes the nearest moment within."""
-    seconds = min(max(wall, 0.0), _LAST_MOMENT) if math.isfinite(wall) else 0.0
-    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def status(snapshot: Snapshot, only: str | None = None) -> Document:
@@ -44,7 +37,9 @@ def status(snapshot: Snapshot, only: str | None = None) -> Document:
         "stale": _stale(snapshot),
         "problems": [{"subject": p.subject, "sentence": p.sentence, "hint": p.hint} for p in snapshot.problems],
         "instances": [instance(judged, snapshot) for judged in shown],
-        "gpus": [_gpu(gpu) for gpu in snapshot.gpus],
+        "gpus": gpus.cards(snapshot.gpus, snapshot.now),
+        "gpu_driver": gpus.driver(snapshot.gpus),
+        "gpu_room": gpus.room(snapshot.gpus),
         "nginx": _nginx(snapshot),
         "autoscale": autoscale(snapshot),
         "traffic": {**_flow(snapshot.traffic), "in_flight": _in_flight(snapshot.traffic)},
@@ -255,21 +250,6 @@ def _nginx(snapshot: Snapshot) -> Document | None:
         "old_workers": gateway.old_workers,
         "held": gateway.held,
         "reason": gateway.reason,
-    }
-
-
-def _gpu(gpu: GpuView) -> Document:
-    return {
-        "uuid": gpu.uuid,
-        "index": gpu.index,
-        "name": gpu.name,
-        "memory_total_bytes": gpu.memory_total_bytes,
-        "memory_used_bytes": gpu.memory_used_bytes,
-        "utilization": _rounded(gpu.utilization, 3),
-        "temperature_c": _rounded(gpu.temperature_c, 1),
-        "state": gpu.state,
-        "reason": gpu.reason,
-        "instances": list(gpu.instances),
     }
 
 

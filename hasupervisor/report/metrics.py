@@ -19,9 +19,12 @@ from prometheus_client.core import (
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
+from hasupervisor.decide.autoscale.gpus import fresh, used_bytes
 from hasupervisor.model import Colour, OperationState, State
+from hasupervisor.model.gpu import CardState, Gpus
 from hasupervisor.report.desk import Unavailable
 from hasupervisor.report.document import is_routed
+from hasupervisor.report.gpus import xids
 from hasupervisor.report.snapshot import Snapshot
 
 REASONS = {
@@ -87,6 +90,12 @@ class Metrics:
         for direction, reasons in REASONS.items():
             for reason in reasons:
                 self._decisions.labels(direction, reason)
+        self._xids = Counter(
+            "chatglm_ha_gpu_xid_errors",
+            "Faults of GPUs in the kernel log, by its lines; as NVML tells them where that log cannot be read",
+            ["gpu", "xid"],
+            registry=self._registry,
+        )
         ProcessCollector(namespace="chatglm_ha", registry=self._registry)
         self._registry.register(_Pictured(desk, version))
         if requests is not None:
@@ -103,6 +112,11 @@ class Metrics:
     def decided(self, direction: str, reason: str) -> None:
         """The autoscaler has taken a step "up" or "down" for `reason`, or was "held" back."""
         self._decisions.labels(direction, reason).inc()
+
+    def faulted(self, gpus: Gpus) -> None:
+        """A cycle has looked at the GPUs, and heard of faults or not."""
+        for uuid, code in xids(gpus):
+            self._xids.labels(uuid, str(code)).inc()
 
     def exposition(self, accept: str) -> tuple[bytes, str]:
         """The text in the format that `accept` asks for, and its content type."""
@@ -156,6 +170,7 @@ class _Pictured(Collector):
         yield from _service(snapshot)
         yield from _instances(snapshot)
         yield from _gateway(snapshot)
+        yield from _gpus(snapshot)
 
     def describe(self) -> Iterable[Metric]:
         return ()
@@ -214,3 +229,32 @@ def _gateway(snapshot: Snapshot) -> Iterable[Metric]:
     ended.add_metric(["released"], gateway.released_total)
     ended.add_metric(["refused"], gateway.refused_total)
     yield ended
+
+
+def _gpus(snapshot: Snapshot) -> Iterable[Metric]:
+    """A card that cannot be asked has a state and no figures: the last ones would be taken for those of now."""
+    if snapshot.gpus is None or not snapshot.gpus.cards:
+        return
+    names = InfoMetricFamily("chatglm_ha_gpu", "What the cards are called", labels=["gpu"])
+    states = StateSetMetricFamily("chatglm_ha_gpu_state", "What is thought of a GPU", labels=["gpu"])
+    used = _of_gpus("memory_used_bytes", "Memory in use, without what the driver has reserved for itself")
+    total = _of_gpus("memory_total_bytes", "Memory that the card has")
+    busy = _of_gpus("utilization_ratio", "Part of the time in which anything ran on it")
+    heat = _of_gpus("temperature_celsius", "How hot its processor is")
+    for judged in snapshot.gpus.cards:
+        uuid, known, fact = judged.record.uuid, judged.view.fact, fresh(judged, snapshot.now)
+        states.add_metric([uuid], {state.value: state is judged.state for state in CardState})
+        if known is not None:
+            names.add_metric([uuid], {"index": str(judged.view.index), "name": known.name, "bus": known.bus})
+            total.add_metric([uuid], known.memory_total_bytes)
+        if fact is not None:
+            used.add_metric([uuid], used_bytes(fact))
+        if fact is not None and fact.utilization is not None:
+            busy.add_metric([uuid], fact.utilization)
+        if fact is not None and fact.temperature_c is not None:
+            heat.add_metric([uuid], fact.temperature_c)
+    yield from (names, states, used, total, busy, heat)
+
+
+def _of_gpus(name: str, words: str) -> GaugeMetricFamily:
+    return GaugeMetricFamily(f"chatglm_ha_gpu_{name}", words, labels=["gpu"])

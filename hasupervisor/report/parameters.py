@@ -97,6 +97,10 @@ class Pause(Parameters):
     reason: Annotated[str, Field(max_length=500), AfterValidator(_one_line)] = ""
 
 
+class Quarantine(Parameters):
+    reason: Annotated[str, Field(max_length=500), AfterValidator(_one_line)] = ""
+
+
 class OneInstance(Parameters):
     name: str | None = None
 

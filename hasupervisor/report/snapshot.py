@@ -17,22 +17,18 @@ from hasupervisor.model import (
     TrafficView,
     Wants,
 )
+from hasupervisor.model.gpu import CardJudged, DriverView, KernelLogView
 
 
 @dataclass(frozen=True, slots=True)
-class GpuView:
-    """One GPU as people are shown it."""
+class GpusView:
+    """The GPUs as the last cycle judged them."""
 
-    uuid: str
-    index: int | None = None
-    name: str | None = None
-    memory_total_bytes: int | None = None
-    memory_used_bytes: int | None = None
-    utilization: float | None = None  # 0..1
-    temperature_c: float | None = None
-    state: str = "ok"  # "ok" | "suspect" | "quarantined" | "lost"
-    reason: str | None = None
-    instances: tuple[str, ...] = ()
+    driver: DriverView
+    kernel_log: KernelLogView
+    cards: tuple[CardJudged, ...] = ()
+    room: int | None = None  # how many more instances find a place; None: no GPU limits them
+    no_room: str | None = None  # with no room: why
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,4 +73,4 @@ class Snapshot:
     instances: tuple[Judged, ...] = ()
     traffic: TrafficView = field(default_factory=TrafficView)  # of the whole service
     operations: tuple[Operation, ...] = ()  # the oldest first
-    gpus: tuple[GpuView, ...] = ()
+    gpus: GpusView | None = None  # None: nobody looks at GPUs

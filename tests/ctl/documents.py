@@ -94,6 +94,8 @@ def status(*instances: Document, **changes: Any) -> Document:
         "problems": [],
         "instances": shown,
         "gpus": [],
+        "gpu_driver": None,
+        "gpu_room": None,
         "nginx": {
             "ok": True,
             "generation": 41,
@@ -159,6 +161,8 @@ def troubled_status(**changes: Any) -> Document:
                 }
             ],
             "gpus": [GPU],
+            "gpu_driver": GPU_DRIVER,
+            "gpu_room": {"instances": 9, "reason": None},
             "nginx": {
                 "ok": False,
                 "generation": 42,
@@ -191,7 +195,35 @@ GPU: Document = {
     "state": "ok",
     "reason": None,
     "instances": ["chatglm-01"],
+    "bus": "00000000:3B:00.0",
+    "memory_available_bytes": 135722262528,
+    "memory_foreign_bytes": 0,
+    "memory_leaked_bytes": 0,
+    "power_w": 312.4,
+    "quarantine": None,
+    "excluded": False,
 }
+
+GPU_DRIVER: Document = {
+    "state": "ok",
+    "sentence": "driver 550.163.01, 1 GPU",
+    "version": "550.163.01",
+    "kernel_log": {"readable": True, "sentence": None},
+}
+
+
+def gpu(number: int, state: str = "ok", reason: str | None = None, **changes: Any) -> Document:
+    """A card; one that is lost or quarantined takes no newcomers."""
+    closed = {} if state == "ok" else {"memory_available_bytes": None}
+    uuid = f"GPU-{number}a1f0000-0000-4000-8000-000000000000"
+    return GPU | {"uuid": uuid, "index": number, "state": state, "reason": reason} | closed | changes
+
+
+def gpus(*cards: Document, **changes: Any) -> Document:
+    """What `gpu list` asks for."""
+    room = {"instances": 9 * sum(card["state"] == "ok" for card in cards), "reason": None}
+    return {"driver": GPU_DRIVER, "room": room, "gpus": list(cards), **changes}
+
 
 VERSION: Document = {"version": "0.1.0", "api": 1, "pid": 812, "started": "2026-11-24T03:00:00.000Z"}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -28,10 +29,12 @@ from hasupervisor.model import (
     VerdictKind,
     Wants,
 )
-from hasupervisor.report import document
+from hasupervisor.model.gpu import CardView
+from hasupervisor.report import document, gpus
 from hasupervisor.report.desk import DryRun
-from hasupervisor.report.snapshot import AutoscaleView, GpuView, Snapshot
+from hasupervisor.report.snapshot import AutoscaleView, Snapshot
 from tests.ctl import documents
+from tests.report import cards
 
 JUDGED = Judged(
     record=Record(
@@ -68,7 +71,7 @@ SNAPSHOT = Snapshot(
     bind="127.0.0.1",
     instances=(JUDGED,),
     traffic=TrafficView(mean_ms=1.0, p50_ms=1.0, p95_ms=1.0),
-    gpus=(GpuView("GPU-6a1f", 0, "NVIDIA H200", 1, 1, 0.5, 61.0, instances=("chatglm-01",)),),
+    gpus=replace(cards.GPUS, cards=(replace(cards.SERVING, view=CardView("GPU-6a1f", 0, cards.fact(0, seen_at=5.0))),)),
 )
 
 
@@ -85,10 +88,11 @@ SNAPSHOT = Snapshot(
                 Operation("op-7", OperationKind.SCALE, "alice (uid 1000)", 1.0, 1.0, ("chatglm-04",), 4)
             ),
         ),
+        (documents.gpus(documents.gpu(0)), gpus.whole(SNAPSHOT)),
         (documents.DRY_RUN, document.dry_run(DryRun(2, 4, ("start chatglm-03",), None))),
         (documents.problem(409, "no", hint="x", problems=("y",)), document.problem("Refused", 409, "no", "x", ["y"])),
     ],
-    ids=["status", "an instance", "explanation", "history", "operation", "dry run", "problem"],
+    ids=["status", "an instance", "explanation", "history", "operation", "gpus", "dry run", "problem"],
 )
 def test_the_stand_in_says_what_the_daemon_says(ours: dict[str, Any], theirs: dict[str, Any]) -> None:
     assert not list(differences(ours, theirs, ""))

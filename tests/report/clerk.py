@@ -119,6 +119,12 @@ class Clerk:
         self._want(replace(self.snapshot.wants, pause=None))
         return was
 
+    async def quarantine_gpu(self, uuid: str, reason: str, *, by: str) -> None:
+        self._tell("quarantine", uuid, reason, by)
+
+    async def clear_gpu(self, uuid: str, *, by: str) -> None:
+        self._tell("clear", uuid, by)
+
     async def history(self, *, n: int, since_wall: float | None, subject: str | None = None) -> Sequence[Line]:
         self._maybe_fail()
         found = [

@@ -64,7 +64,25 @@ GPU = {
     "state": {"ok", "suspect", "quarantined", "lost"},
     "reason": Maybe(str),
     "instances": [str],
+    "bus": Maybe(str),
+    "memory_available_bytes": Maybe(int),
+    "memory_foreign_bytes": Maybe(int),
+    "memory_leaked_bytes": Maybe(int),
+    "power_w": Maybe(NUMBER),
+    "quarantine": Maybe({"reason": str, "needs": {"reset", "reboot", "repair", "word"}, "by": str, "since": TIME}),
+    "excluded": bool,
 }
+
+GPU_DRIVER = {
+    "state": {"unknown", "ok", "absent", "mismatched", "wedged", "failed"},
+    "sentence": str,
+    "version": Maybe(str),
+    "kernel_log": Maybe({"readable": bool, "sentence": Maybe(str)}),
+}
+
+GPU_ROOM = {"instances": Maybe(int), "reason": Maybe(str)}
+
+GPUS = {"driver": Maybe(GPU_DRIVER), "room": Maybe(GPU_ROOM), "gpus": [GPU]}
 
 AUTOSCALE = {"policy": {"thresholds", "concurrency"}, "desired": int, "sentence": str, "inputs": dict}
 
@@ -137,6 +155,8 @@ STATUS = {
     "problems": [{"subject": str, "sentence": str, "hint": str}],
     "instances": [INSTANCE],
     "gpus": [GPU],
+    "gpu_driver": Maybe(GPU_DRIVER),
+    "gpu_room": Maybe(GPU_ROOM),
     "nginx": Maybe(
         {
             "ok": bool,
