@@ -1,6 +1,7 @@
 """Runs the tests quick to slow, so that a mistake shows in seconds and long drills come last; settles hypothesis.
 
-Here are also the fixtures of more than one folder: a dockerd of this run's own, and the names that it claims.
+Here are also the fixtures of more than one folder: a dockerd of this run's own, the names that it claims, the double of
+NVML.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from tests.claims import Claims
+from tests.doubles.nvml.cards import build_library
 
 if TYPE_CHECKING:
     from tests.real.dockerd import Engine
@@ -22,7 +24,7 @@ settings.register_profile("project", deadline=None, print_blob=True, suppress_he
 settings.load_profile("project")
 
 # Folders that build, or start real daemons, engines and containers. Every other folder is quick and comes first.
-SLOW = ("packaging", "model", "nginx", "runtimes", "real", "system")
+SLOW = ("packaging", "model", "nginx", "runtimes", "real", "system", "ansible")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -49,3 +51,9 @@ def engine(claims: Claims) -> Iterator[Engine]:
 
     with own_dockerd(claims) as engine:
         yield engine
+
+
+@pytest.fixture(scope="session")
+def nvml_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the double of NVML, compiled once a run."""
+    return build_library(tmp_path_factory.mktemp("nvml-library"))

@@ -1,4 +1,4 @@
-"""The double of NVML, compiled once a run."""
+"""A machine with two cards of the double of NVML."""
 
 from __future__ import annotations
 
@@ -6,12 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.doubles.nvml.cards import NvmlDouble, build_library
-
-
-@pytest.fixture(scope="session")
-def nvml_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_library(tmp_path_factory.mktemp("nvml-library"))
+from tests.doubles.nvml.cards import NvmlDouble
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
@@ -108,9 +108,14 @@ class Daemon:
         assert self._process is not None, "the daemon does not run"
         return self._process.pid
 
-    def start(self, *arguments: str, env: Mapping[str, str] | None = None) -> None:
+    def start(
+        self,
+        *arguments: str,
+        env: Mapping[str, str] | None = None,
+        program: Sequence[str] = (str(BIN / "chatglm-had"),),
+    ) -> None:
         """Starts it, with more in its environment, and waits until it answers on its socket."""
-        command = [str(BIN / "chatglm-had"), "--config", str(self.config_file), *arguments]
+        command = [*program, "--config", str(self.config_file), *arguments]
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
                 command,
