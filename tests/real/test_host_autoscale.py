@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.real.daemon import PATIENT, Daemon, Document, Settings, as_processes, daemon
+from tests.real.daemon import PATIENT, Daemon, Document, Settings, as_processes, daemon, on_docker
+from tests.real.dockerd import Engine
 from tests.real.pressure import pressure
 
 SLOTS = {"SERVICE_S": "0.5", "SLOTS": "4"}  # 8 requests a second and instance
@@ -32,8 +33,19 @@ QUICK: Settings = {
 
 
 @pytest.fixture
-def host(standin_server: Path, port_range: Callable[[int], range]) -> Iterator[Daemon]:
-    with daemon(port_range(20), PATIENT, as_processes(standin_server, SLOTS), QUICK) as host:
+def processes(standin_server: Path) -> Settings:
+    return as_processes(standin_server, SLOTS)
+
+
+@pytest.fixture
+def containers(engine: Engine, standin_image: str) -> Iterator[Settings]:
+    yield on_docker(engine, standin_image, SLOTS)
+    engine.remove_everything()
+
+
+@pytest.fixture
+def host(request: pytest.FixtureRequest, port_range: Callable[[int], range]) -> Iterator[Daemon]:
+    with daemon(port_range(20), PATIENT, request.getfixturevalue(request.param), QUICK) as host:
         host.start()
         host.wait_until_green()
         yield host
@@ -48,6 +60,7 @@ def is_back(status: Document) -> bool:
 
 
 @pytest.mark.timeout(180)
+@pytest.mark.parametrize("host", ["containers"], indirect=True)
 def test_a_load_that_needs_more_gets_more_and_they_go_after_it_without_a_lost_request(host: Daemon) -> None:
     with pressure(host.gateway, RATE) as load:
         host.wait_for(lambda status: status["serving"] >= 4, "as many serve as the load needs", within=40.0)
@@ -65,3 +78,20 @@ def test_a_load_that_needs_more_gets_more_and_they_go_after_it_without_a_lost_re
     assert host.metrics()['chatglm_ha_scale_decisions_total{direction="down",reason="idle"}'] == len(taken) - len(up)
     told = {name: value for name, value in host.metrics().items() if name.startswith("chatglm_ha_http_requests_total")}
     assert sum(value for name, value in told.items() if 'code="200"' in name) >= load.result.sent
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("host", ["processes"], indirect=True)
+def test_a_lesson_holds_the_count_after_the_daemon_was_killed(host: Daemon) -> None:
+    with pressure(host.gateway, RATE):
+        host.wait_for(lambda status: status["serving"] >= 3, "more serve", within=40.0)
+        host.kill()
+        host.start()
+        host.wait_for(lambda status: status["serving"] >= 3, "the next daemon has seen them", within=20.0)
+    held = host.wait_for(_held, "a lesson holds the count", within=30.0)
+    assert "were too few for" in held
+
+
+def _held(status: Document) -> str | None:
+    sentence: str = status["autoscale"]["sentence"]
+    return sentence if "one less would do, but" in sentence else None
