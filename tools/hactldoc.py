@@ -52,7 +52,7 @@ CODES = """\
 | 3 | the daemon does not answer; the message says how to see what still serves |
 | 4 | permission denied on the socket; the message says which group may |
 | 5 | refused: paused, no capacity, out of bounds |
-| 6 | no such instance or operation |
+| 6 | no such instance, operation or GPU; the message names those there are |
 | 7 | `--timeout` ran out; the operation goes on |
 | 130 | Ctrl-C on a command that waits; the operation goes on |
 | 141 | whoever read the output has gone (`chatglm-hactl history \\| head -1`) |
@@ -78,8 +78,8 @@ not say enough.
 
 ## Completion
 
-`chatglm-hactl completion bash|zsh|fish` prints the script for a shell; instances' names are completed too. For one
-session: `source <(chatglm-hactl completion bash)`.
+`chatglm-hactl completion bash|zsh|fish` prints the script for a shell; names of instances and UUIDs of GPUs are
+completed too. For one session: `source <(chatglm-hactl completion bash)`.
 
 """
 

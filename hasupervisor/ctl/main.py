@@ -26,6 +26,7 @@ COMMANDS = (
     "explain",
     "history",
     "logs",
+    "gpu",
     "nginx",
     "config",
     "drill",

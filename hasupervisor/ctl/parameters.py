@@ -66,6 +66,21 @@ def _instances(ctx: click.Context, param: click.Parameter, incomplete: str) -> l
     return [CompletionItem(name, help=state) for name, state in found if name.startswith(incomplete)]
 
 
+def _gpus(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """The daemon's cards for a TAB."""
+    try:
+        found = Client(Settings.of(ctx).socket, patience=_COMPLETION_S).get("/v1/gpus").parts("gpus")
+        cards = [(card.text("uuid"), f"GPU {card.number('index'):g}, {card.text('state')}") for card in found]
+    except Failure:
+        return []
+    return [CompletionItem(uuid, help=words) for uuid, words in cards if uuid.startswith(incomplete)]
+
+
+def gpu_argument() -> Callable[[Any], Any]:
+    """UUID, the beginning of one or an index, completed with what the daemon has."""
+    return click.argument("gpu", metavar="UUID", shell_complete=_gpus)
+
+
 def instance_argument(*, required: bool = True) -> Callable[[Any], Any]:
     """NAME, completed with what the daemon has."""
     return click.argument("name", required=required, shell_complete=_instances)

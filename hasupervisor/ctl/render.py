@@ -33,7 +33,7 @@ def picture(status: Document, paint: Paint, *, columns: int | None, wide: bool) 
     now = moment_of(status)
     lines = [verdict(status, paint), *banners(status, paint), *_problems(status, paint)]
     instances = _instances(status, now, paint, columns, wide=wide)
-    gpus = _gpus(status, paint, columns, wide=wide)
+    gpus = gpu_table(status, paint, columns, wide=wide, uuids=False)
     for block in (instances, gpus, [_nginx(status, paint), *_autoscale(status), *_traffic(status)]):
         lines += ["", *block] if block else []
     return lines
@@ -180,27 +180,33 @@ def _more(one: Document) -> list[Cell]:
     ]
 
 
-def _gpus(status: Document, paint: Paint, columns: int | None, *, wide: bool) -> list[str]:
-    head = ["GPU", *(["UUID"] if wide else []), "NAME", "STATE", "MEMORY-GB", "UTIL", "TEMP", "INSTANCES", "REASON"]
-    rows = []
-    for gpu in status.parts("gpus"):
-        state, heat = gpu.text("state"), gpu.maybe_number("temperature_c")
-        used, total = gpu.maybe_number("memory_used_bytes"), gpu.maybe_number("memory_total_bytes")
-        load = gpu.maybe_number("utilization")
-        rows.append(
-            [
-                Cell(number(gpu.maybe_number("index"))),
-                *([Cell(gpu.text("uuid"))] if wide else []),
-                Cell(clean(gpu.maybe_text("name") or "-")),
-                Cell(state, _GPU_COLOURS.get(state, "red")),
-                Cell(f"{gigabytes(used)}/{gigabytes(total)}", right=True),
-                Cell("-" if load is None else f"{load * 100:.0f}%", right=True),
-                Cell("-" if heat is None else f"{heat:.0f}C", right=True),
-                Cell(",".join(gpu.texts("instances")) or "-"),
-                Cell(clean(gpu.maybe_text("reason") or "-")),
-            ]
-        )
-    return table(head, rows, paint, columns=columns, spare=("NAME",))
+def gpu_table(found: Document, paint: Paint, columns: int | None, *, wide: bool, uuids: bool) -> list[str]:
+    """The GPUs of a document that has `gpus`; nothing where there are none. `uuids`: as many as fit are shown."""
+    uuids = uuids or wide
+    more = ["FREE-GB", *(["OTHERS-GB", "LEAKED-GB"] if wide else [])] if uuids else []
+    head = ["GPU", *(["UUID"] if uuids else []), "NAME", "STATE", "MEMORY-GB", *more, "UTIL", "TEMP"]
+    rows = [_gpu_row(gpu, wide=wide, uuids=uuids) for gpu in found.parts("gpus")]
+    spare = ("NAME", "UTIL", "TEMP", "UUID") if uuids else ("NAME",)
+    return table([*head, "INSTANCES", "REASON"], rows, paint, columns=columns, spare=spare)
+
+
+def _gpu_row(gpu: Document, *, wide: bool, uuids: bool) -> list[Cell]:
+    state, heat = gpu.text("state"), gpu.maybe_number("temperature_c")
+    used, total = gpu.maybe_number("memory_used_bytes"), gpu.maybe_number("memory_total_bytes")
+    load = gpu.maybe_number("utilization")
+    sizes = ["available", *(["foreign", "leaked"] if wide else [])] if uuids else []
+    return [
+        Cell(number(gpu.maybe_number("index"))),
+        *([Cell(clean(gpu.text("uuid")))] if uuids else []),
+        Cell(clean(gpu.maybe_text("name") or "-")),
+        Cell(state, _GPU_COLOURS.get(state, "red")),
+        Cell(f"{gigabytes(used)}/{gigabytes(total)}", right=True),
+        *(Cell(gigabytes(gpu.maybe_number(f"memory_{size}_bytes")), right=True) for size in sizes),
+        Cell("-" if load is None else f"{load * 100:.0f}%", right=True),
+        Cell("-" if heat is None else f"{heat:.0f}C", right=True),
+        Cell(clean(",".join(gpu.texts("instances"))) or "-"),
+        Cell(clean(gpu.maybe_text("reason") or "-")),
+    ]
 
 
 def _nginx(status: Document, paint: Paint) -> str:

@@ -58,6 +58,7 @@ class State:
     """What the stand-in daemon has to say; tests change it while it serves."""
 
     status: Document = field(default_factory=documents.status)
+    gpus: Document = field(default_factory=lambda: documents.gpus(documents.gpu(0)))
     operations: list[Document] = field(default_factory=list)  # every move of op-7 so far
     drills: list[Document] = field(default_factory=list)  # every move of drill-3 so far
     plan: Document = field(default_factory=lambda: drills.PLAN)
@@ -232,6 +233,7 @@ class _Handler(BaseHTTPRequestHandler):
             "/v1/version": lambda: documents.VERSION,
             "/v1/instances/chatglm-02/explain": lambda: documents.EXPLANATION,
             "/v1/autoscale": lambda: self.server.state.status["autoscale"] | {"mode": self.server.state.status["mode"]},
+            "/v1/gpus": lambda: self.server.state.gpus,
             "/v1/nginx": lambda: documents.NGINX,
             "/v1/config": lambda: documents.CONFIG,
         }
@@ -263,6 +265,13 @@ class _Handler(BaseHTTPRequestHandler):
             case ["resume"]:
                 self._only(request)
                 return 200, {"was_paused": state.status["paused"] is not None}
+            case ["gpus", which, "quarantine"]:
+                self._only(request, body={"reason"})
+                reason = f"{request.body.get('reason') or 'no reason given'}; by alice (uid 1000), until it is cleared"
+                return self._card(which, state="quarantined", reason=reason, memory_available_bytes=None)
+            case ["gpus", which, "clear"]:
+                self._only(request)
+                return self._card(which)
             case ["nginx", "test"]:
                 self._only(request)
                 return 200, {"ok": True, "output": "nginx: configuration file /etc/nginx/nginx.conf test is successful"}
@@ -280,6 +289,13 @@ class _Handler(BaseHTTPRequestHandler):
         strange = (set(request.query) - query) | (set(request.body) - (body or set()))
         if strange:
             raise _BadRequest(f"unknown: {', '.join(sorted(strange))}")
+
+    def _card(self, which: str, **changes: Any) -> tuple[int, Document]:
+        for card in self.server.state.gpus["gpus"]:
+            if which in (card["uuid"], str(card["index"])):
+                card.update(changes)
+                return 200, card
+        return 404, documents.problem(404, f"there is no GPU {which}; there is 0", hint="chatglm-hactl gpu list")
 
     def _status(self, name: str | None) -> tuple[int, Document]:
         status = self.server.state.status

@@ -40,7 +40,7 @@ HEAVY = {
     "urllib.parse",
     "uvicorn",
 }
-LATER = ("upgrade", "rollback", "gpu", "top")
+LATER = ("upgrade", "rollback", "top")
 
 
 def _every_command() -> list[list[str]]:
