@@ -13,13 +13,13 @@ from pathlib import Path
 
 import structlog
 
-from hasupervisor import __version__, assembly, config
+from hasupervisor import __version__, ambient, assembly, config
 from hasupervisor.config import Config, ConfigError
 from hasupervisor.house import House, PartEnded
 from hasupervisor.lock import CannotTake, Held, lock_folder, take_socket
 from hasupervisor.memory import TooNew
 from hasupervisor.report.log import CannotLog, loop_failure
-from hasupervisor.sdnotify import Notifier
+from hasupervisor.sdnotify import Keeping, Notifier
 
 log = structlog.get_logger(__name__)
 
@@ -64,17 +64,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except CannotLog as error:
         print(f"chatglm-had: {error}", file=sys.stderr)
         return EXIT_FAILED
+    ambient.keep_from_children()
     supervised = assembly.is_supervised(os.environ, os.getpid(), os.getppid())
     notifier = Notifier.from_environment(os.environ)
+    keeping = Keeping.from_environment(os.environ, notifier)
     try:
         lock = lock_folder(settings.state.dir, PROGRAM)
         try:
-            control = take_socket(settings.control.socket, settings.control.group, PROGRAM)
+            kept = partial(keeping.take, "control")
+            control = take_socket(settings.control.socket, settings.control.group, PROGRAM, kept)
             try:
-                house = partial(House, settings, source, notifier, control.socket, supervised=supervised)
+                keeping.give("control", control.path, control.socket)
+                house = partial(House, settings, source, notifier, keeping, control.socket, supervised=supervised)
                 asyncio.run(_run(settings, source, notifier, house, stop_all=options.on_exit == "stop"))
             finally:
-                control.release()
+                control.release(stays=keeping.lasts)
         finally:
             lock.release()
     except (Held, CannotTake, TooNew, PartEnded) as error:

@@ -43,7 +43,7 @@ from hasupervisor.report.server import serve
 from hasupervisor.runtimes.base import RuntimeTrouble
 from hasupervisor.runtimes.docker import DockerRuntime
 from hasupervisor.runtimes.process import ProcessRuntime
-from hasupervisor.sdnotify import Notifier
+from hasupervisor.sdnotify import Keeping, Notifier
 
 log = structlog.get_logger(__name__)
 
@@ -75,7 +75,14 @@ class House:
     """Everything that runs in one daemon. `run` once; then, if wanted, `stop_everything`."""
 
     def __init__(
-        self, settings: Config, source: Source, notifier: Notifier, control: socket.socket, *, supervised: bool = False
+        self,
+        settings: Config,
+        source: Source,
+        notifier: Notifier,
+        keeping: Keeping,
+        control: socket.socket,
+        *,
+        supervised: bool = False,
     ) -> None:
         """`supervised`: somebody would start the daemon again, should it end."""
         self._settings = settings
@@ -91,7 +98,7 @@ class House:
         self._gateway = Gateway(assembly.nginx_settings(settings), self._gateway_changed, self._requests_wait)
         self._gateway_before = GatewayView()
         self._routed: dict[Address, str] = {}  # who gets requests, as far as the history tells
-        self._traffic = Traffic(_log_socket(settings), InFlight(), on_errors=self._wake)
+        self._traffic = Traffic(_log_socket(settings, keeping), InFlight(), on_errors=self._wake)
         self._instances = InstanceSense(self._runtime, self._instances_changed)
         self._gpus = GpuWatch(self._wake, assembly.kernel_log(os.environ)) if settings.gpu.mode != "off" else None
         self._probes = Probes(assembly.probe_settings(settings), self._wake, idle=self._idle)
@@ -363,6 +370,8 @@ class House:
         """A cycle has ended: the only thing that feeds the watchdog."""
         if self._metrics is not None:
             self._metrics.cycled(seconds)
+            if self._loop is not None and self._loop.world is not None and self._loop.world.gpus is not None:
+                self._metrics.faulted(self._loop.world.gpus)
         if self._autoscaler is not None:
             self._autoscaler.look()
         self._notifier.alive(plan.summary)
@@ -408,15 +417,19 @@ def _runtime(settings: Config) -> DockerRuntime | ProcessRuntime:
     return ProcessRuntime(assembly.process_settings(settings))
 
 
-def _log_socket(settings: Config) -> socket.socket | None:
+def _log_socket(settings: Config, keeping: Keeping) -> socket.socket | None:
     """Where nginx's access log arrives; None when there is no nginx, or nobody may write there."""
     if settings.nginx.mode == "off":
         return None
     path = assembly.log_socket_path(settings)
     group = assembly.worker_group(settings)
     try:
-        path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-        return open_log_socket(path, group=group)
+        if not path.parent.exists():
+            path.parent.mkdir(parents=True)
+            path.parent.chmod(0o755)  # whatever the umask: nginx's workers have to reach the socket
+        opened = open_log_socket(path, group=group, kept=partial(keeping.take, "access-log"))
+        keeping.give("access-log", path, opened)
+        return opened
     except OSError as error:
         log.error(f"nginx's access log cannot be read, so there are no traffic numbers: {error}")
         return None

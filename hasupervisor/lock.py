@@ -13,6 +13,7 @@ import socket
 import stat
 import struct
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -55,11 +56,11 @@ class ControlSocket:
     inode: int
     lock: Lock
 
-    def release(self) -> None:
-        """Closes it and removes its name, unless the name is somebody else's by now."""
+    def release(self, *, stays: bool = False) -> None:
+        """Closes it and removes its name, unless the name is somebody else's by now, or somebody keeps it (`stays`)."""
         self.socket.close()
         with contextlib.suppress(FileNotFoundError):
-            if self.path.lstat().st_ino == self.inode:
+            if not stays and self.path.lstat().st_ino == self.inode:
                 self.path.unlink()
         self.lock.release()
 
@@ -73,8 +74,12 @@ def lock_folder(folder: Path, program: str) -> Lock:
     return _lock(folder / "lock", program, f"the state directory {folder}")
 
 
-def take_socket(path: Path, group: str, program: str) -> ControlSocket:
+def take_socket(
+    path: Path, group: str, program: str, kept: Callable[[Path], socket.socket | None] = lambda path: None
+) -> ControlSocket:
     """Binds the control socket, mode 0660, for `group` where that exists. One that nobody answers on is replaced.
+
+    `kept` gives the socket that is found at that path, listening, where the daemon before has left it with somebody.
 
     It has its final owner and mode before it gets its name, so that nobody is let in for an instant who should not be.
     Raises Held and CannotTake.
@@ -84,12 +89,23 @@ def take_socket(path: Path, group: str, program: str) -> ControlSocket:
     _make(path.parent, "control.socket")
     lock = _lock(path.with_name(f"{path.name}.lock"), program, f"the control socket {path}")
     try:
+        if (left := kept(path)) is not None:
+            return _adopt(left, path, group, lock)
         _refuse_if_answered(path)
         listener, inode = _bind(path, group)
     except BaseException:
         lock.release()
         raise
     return ControlSocket(listener, path, inode, lock)
+
+
+def _adopt(left: socket.socket, path: Path, group: str, lock: Lock) -> ControlSocket:
+    try:
+        _give_to(path, group)  # another one may be configured by now
+        return ControlSocket(left, path, path.lstat().st_ino, lock)
+    except OSError as error:
+        left.close()
+        raise CannotTake(f"control.socket: {path}: {error.strerror}; ls -ld {path.parent} {path}") from error
 
 
 def _make(folder: Path, key: str) -> None:
@@ -191,8 +207,9 @@ def _bind(path: Path, group: str) -> tuple[socket.socket, int]:
 
 def _give_to(path: Path, group: str) -> None:
     try:
-        if group:
-            os.chown(path, -1, grp.getgrnam(group).gr_gid)
+        # Asked first: who is not root may have it already, and not be allowed to give it.
+        if group and (number := grp.getgrnam(group).gr_gid) != path.lstat().st_gid:
+            os.chown(path, -1, number)
     except KeyError:
         log.info(
             "control.group does not exist: only the daemon's own user and group are let in; "

@@ -109,7 +109,7 @@ class KernelLog:
         self.close()
         sentence = (
             f"the kernel log cannot be read ({self._path}: {error.strerror}): GPU faults are heard from NVML alone, "
-            "which knows neither all of them nor whose they are; run the daemon as root, or with CAP_SYSLOG"
+            "which knows neither all of them nor whose they are; chatglm-hactl doctor says how the daemon may read it"
         )
         log.info(sentence)
         self._view = KernelLogView(readable=False, sentence=sentence, lost=self._lost)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import grp
 import os
-import shutil
 import socket
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 PATH_LIMIT = 107  # bytes: sun_path
@@ -15,16 +15,22 @@ QUEUE = 512  # lines that may wait; the kernel's own default is 10, systemd sets
 QUEUE_FILE = Path("/proc/sys/net/unix/max_dgram_qlen")
 
 
-def open_log_socket(path: Path, mode: int = 0o660, group: str = "") -> socket.socket:
+def open_log_socket(
+    path: Path, mode: int = 0o660, group: str = "", kept: Callable[[Path], socket.socket | None] = lambda path: None
+) -> socket.socket:
     """Makes the socket, in place of a stale one, writable for nginx's workers by `group` (a name or number) and `mode`.
 
     A line that finds the socket missing, not writable for the worker's user, or its queue full is dropped by nginx,
     silently: a request never waits for us. (SO_RCVBUF does nothing for these sockets: waiting lines are charged to the
     sender.) Raises OSError with what to do when it cannot be made.
+
+    `kept` gives the socket that is found at that path, where the daemon before has left it with somebody.
     """
     if len(os.fsencode(path)) > PATH_LIMIT:
         raise OSError(f"{path}: longer than the {PATH_LIMIT} bytes that a socket may have; shorten state.dir")
     _refuse_to_replace_a_file(path)
+    if (left := kept(path)) is not None:
+        return _adopt(left, path, mode, group)
     beside = path.with_name(".new")
     beside.unlink(missing_ok=True)
     with _deep_queue():  # the length is taken over when a socket is made
@@ -41,6 +47,18 @@ def open_log_socket(path: Path, mode: int = 0o660, group: str = "") -> socket.so
     return listener
 
 
+def _adopt(left: socket.socket, path: Path, mode: int, group: str) -> socket.socket:
+    try:
+        left.setblocking(False)
+        if group:
+            _give(path, group)
+        path.chmod(mode)
+    except OSError:
+        left.close()
+        raise
+    return left
+
+
 def _refuse_to_replace_a_file(path: Path) -> None:
     try:
         kind = path.lstat().st_mode
@@ -52,10 +70,14 @@ def _refuse_to_replace_a_file(path: Path) -> None:
 
 def _give(path: Path, group: str) -> None:
     try:
-        shutil.chown(path, group=int(group) if group.isdigit() else group)
+        number = int(group) if group.isdigit() else grp.getgrnam(group).gr_gid
+        # Asked first: who is not root may not give it, but has it already where the folder gives it its own group.
+        if path.lstat().st_gid != number:
+            os.chown(path, -1, number)
     except (LookupError, PermissionError) as error:
         raise OSError(
-            f"{path} cannot be given to the group {group} ({error}): nginx's workers could not write to it"
+            f"{path} cannot be given to the group {group} ({error}): nginx's workers could not write to it; "
+            f"chgrp {group} {path.parent} && chmod 2755 {path.parent}, then start the daemon again"
         ) from error
 
 

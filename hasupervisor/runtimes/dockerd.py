@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pwd
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
@@ -132,7 +133,11 @@ def in_words(error: BaseException, host: str, seconds: float) -> str:
     if isinstance(error, Overdue) or is_timeout(error):
         return f"cannot reach dockerd at {host}: no answer in {seconds:g} s; systemctl status docker"
     if isinstance(reason, PermissionError):
-        return f"permission denied on {host}: add the user to group docker (usermod -aG docker USER), then log in again"
+        who = user_name()
+        return (
+            f"permission denied on {host} for the user {who}: usermod -aG docker {who}, then log in again "
+            "(the service: systemctl restart chatglm-ha)"
+        )
     if isinstance(reason, FileNotFoundError):
         return f"cannot reach dockerd at {host}: no such socket: is docker running? systemctl status docker"
     if isinstance(reason, ConnectionRefusedError):
@@ -140,6 +145,14 @@ def in_words(error: BaseException, host: str, seconds: float) -> str:
     if reason is not None:
         return f"cannot reach dockerd at {host}: {os.strerror(reason.errno or 0)}; systemctl status docker"
     return f"cannot reach dockerd at {host}: {' '.join(str(error).split())}; systemctl status docker"
+
+
+def user_name() -> str:
+    """As whom this process runs; the number where it has no name."""
+    try:
+        return pwd.getpwuid(os.geteuid()).pw_name
+    except KeyError:
+        return str(os.geteuid())
 
 
 def is_timeout(error: BaseException) -> bool:

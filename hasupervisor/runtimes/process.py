@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import json
 import os
@@ -174,7 +175,7 @@ class ProcessRuntime:
         if record is None:
             return ""
         # To the server alone: what it has forked is its own to end. What it leaves is killed below.
-        process_records.signal_process(record.process, signal.SIGTERM)
+        _signal(record, signal.SIGTERM)
         await ends_within(record.process, grace)
         return await self._put_an_end(record)
 
@@ -193,7 +194,7 @@ class ProcessRuntime:
     async def _put_an_end(self, record: Record) -> str:
         """SIGKILL to all of it, until nothing is left; then its last output, and its record is removed."""
         deadline = time.monotonic() + KILL_DEADLINE
-        process_records.signal_process(record.process, signal.SIGKILL)
+        _signal(record, signal.SIGKILL)
         if not await ends_within(record.process, KILL_DEADLINE):
             pid = record.process.pid
             raise Stuck(f"pid {pid} lives {KILL_DEADLINE:g} s after SIGKILL; ps -o pid,stat,wchan:30,cmd -p {pid}")
@@ -209,7 +210,8 @@ class ProcessRuntime:
         """Waits for the keeper's last word, removes the record, returns the last output. It blocks, briefly."""
         latest = self._written_down(record, time.monotonic() + KEEPER_DEADLINE) or record
         # A keeper that is frozen or hangs on its disk must not write the record again after it was removed.
-        process_records.signal_process(record.keeper, signal.SIGKILL)
+        with contextlib.suppress(PermissionError):  # another user's ends by itself
+            process_records.signal_process(record.keeper, signal.SIGKILL)
         self._run_file(record.name).unlink(missing_ok=True)
         return "\n".join(latest.tail or keeper.tail(str(self._log_file(record.name)), latest.log_from))
 
@@ -268,6 +270,17 @@ class ProcessRuntime:
             ) from e
         except ValueError as e:
             raise RuntimeTrouble(f"cannot understand the record {e}; look at it, end its process, remove it") from e
+
+
+def _signal(record: Record, number: signal.Signals) -> None:
+    """Raises Stuck when the instance is another user's: a daemon that ran as root has started it."""
+    try:
+        process_records.signal_process(record.process, number)
+    except PermissionError:
+        pid = record.process.pid
+        raise Stuck(
+            f"pid {pid} is another user's, whom this daemon may not signal (ps -o user,cmd -p {pid}); sudo kill {pid}"
+        ) from None
 
 
 def environment(settings: ProcessSettings, launch: Launch) -> dict[str, str]:
