@@ -6,7 +6,6 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 . tools/python.sh
 
-unit=systemd/chatglm-ha.service
 mkdir -p dist
 work=$(mktemp -d dist/making.XXXXXX) # not in /tmp, which may forbid to run or map what lies in it
 trap 'rm -rf "$work"' EXIT
@@ -31,9 +30,11 @@ PYTHON=$(packaged_python)
 export PYTHON
 tools/tree.sh "$tree"
 # systemd asks for a daemon-reload by the time of a unit; an unchanged one has the same in every package.
-if changed=$(git log -1 --format=%ct -- "$unit" 2>/dev/null) && [ -n "$changed" ]; then
-  touch -d "@$changed" "$tree/usr/lib/systemd/system/chatglm-ha.service"
-fi
+for unit in "$tree"/usr/lib/systemd/system/*; do
+  if changed=$(git log -1 --format=%ct -- "systemd/$(basename "$unit")" 2>/dev/null) && [ -n "$changed" ]; then
+    touch -d "@$changed" "$unit"
+  fi
+done
 
 version=$(sed -n 's/^__version__ = "\(.*\)"$/\1/p' hasupervisor/__init__.py)
 architecture=$(dpkg --print-architecture)

@@ -7,7 +7,7 @@ cd "$(dirname "$0")/.."
 
 destination=${DESTDIR:-}
 lib=$destination/usr/lib/chatglm-ha
-unit=$destination/usr/lib/systemd/system/chatglm-ha.service
+units=$destination/usr/lib/systemd/system
 config=$destination/etc/chatglm-ha/config.toml
 include=$destination/etc/nginx/conf.d/chatglm-ha.conf
 
@@ -35,6 +35,8 @@ put() {
   fi
 }
 
+all_units() { (cd "$1" && sha256sum chatglm-ha*); }
+
 install_all() {
   check_rights install
   local changed=new state
@@ -43,8 +45,8 @@ install_all() {
   tree=$(mktemp -d "$destination/usr/lib/chatglm-ha.XXXXXX")
   trap 'rm -rf "$tree"' EXIT
   tools/tree.sh "$tree"
-  if [ -e "$unit" ]; then
-    if cmp -s "$tree/usr/lib/systemd/system/chatglm-ha.service" "$unit"; then changed=no; else changed=yes; fi
+  if [ -e "$units/chatglm-ha.service" ]; then
+    if [ "$(all_units "$tree/usr/lib/systemd/system")" = "$(all_units "$units")" ]; then changed=no; else changed=yes; fi
   fi
   # A running daemon imports and reads from its folder: it is exchanged whole, and the old one goes after the restart.
   if [ -e "$lib" ]; then mv -T "$lib" "$tree/old"; fi
@@ -55,13 +57,10 @@ install_all() {
   next_steps
 }
 
-# Group, folders, configuration; then what runs.
+# User, folders, configuration; then what runs.
 settle() {
   local changed=$1
-  if live; then
-    systemd-sysusers chatglm-ha.conf
-    systemd-tmpfiles --create chatglm-ha.conf
-  fi
+  ! live || "$lib/accounts.sh"
   if [ -e "$config" ]; then
     say "kept $config; what this version has is in /usr/share/chatglm-ha/config.toml"
   else
@@ -73,9 +72,11 @@ settle() {
   if [ "$changed" = yes ] || [ "$(systemctl show --property LoadState --value chatglm-ha)" != loaded ]; then
     say "the unit is $([ "$changed" = yes ] && echo changed || echo new): systemctl daemon-reload"
     systemctl daemon-reload
+    systemctl try-restart chatglm-ha-nginx.socket
   fi
-  if systemctl --quiet is-active chatglm-ha; then
+  if systemctl --quiet is-active chatglm-ha || [ -e /run/chatglm-ha.was-active ]; then
     say "restarting the daemon; instances and nginx go on serving"
+    rm -f /run/chatglm-ha.was-active
     systemctl restart chatglm-ha
   fi
 }
@@ -99,8 +100,9 @@ uninstall_all() {
   if booted && [ "$(systemctl show --property LoadState --value chatglm-ha)" = loaded ]; then
     [ -z "$purge" ] || end_instances
     systemctl --quiet disable --now --no-reload chatglm-ha
+    systemctl stop chatglm-ha-nginx.socket
   fi
-  rm -f "$destination"/usr/bin/chatglm-{had,hactl} "$unit"
+  rm -f "$destination"/usr/bin/chatglm-{had,hactl} "$units"/chatglm-ha{.service,-nginx.socket,-nginx@.service}
   rm -f "$destination"/usr/lib/{sysusers.d,tmpfiles.d}/chatglm-ha.conf
   rm -f "$destination"/etc/logrotate.d/chatglm-ha "$destination"/usr/share/man/man1/chatglm-hactl.1.gz
   rm -f "$destination"/usr/share/man/man8/chatglm-had.8.gz
@@ -124,10 +126,22 @@ end_instances() {
   chatglm-hactl scale 0 --force || fail "not every instance has ended (see above); nothing was removed"
 }
 
+# The user, and what still runs as it: an nginx of the daemon's own, say.
+remove_user() {
+  local number process
+  if number=$(id -u chatglm-ha 2>/dev/null); then
+    for process in /proc/[0-9]*; do
+      [ "$(stat -c %u "$process" 2>/dev/null)" != "$number" ] || kill -TERM "${process#/proc/}" 2>/dev/null || true
+    done
+    userdel --force chatglm-ha 2>/dev/null
+  fi
+  if getent group chatglm-ha >/dev/null; then groupdel chatglm-ha; fi
+}
+
 purge_all() {
   rm -rf "$destination"/etc/chatglm-ha "$destination"/var/{lib,log}/chatglm-ha "$include"
   if live; then
-    if getent group chatglm-ha >/dev/null; then groupdel chatglm-ha; fi
+    remove_user
     if booted && systemctl --quiet is-active nginx; then systemctl reload nginx; fi
   fi
   say "removed, with configuration, state and logs"

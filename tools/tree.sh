@@ -54,16 +54,28 @@ lay_completions() {
   $hactl completion fish >"$share/fish/vendor_completions.d/chatglm-hactl.fish"
 }
 
+# The group that the distribution's nginx has for its workers (assembly.py knows the same names).
+group_of_workers() {
+  local name
+  for name in www-data nginx; do
+    if getent group "$name" >/dev/null; then echo "$name"; return; fi
+  done
+  echo chatglm-ha
+}
+
 lay_files() {
   mkdir -p "$root/usr/bin"
   ln -sf ../lib/chatglm-ha/bin/chatglm-had ../lib/chatglm-ha/bin/chatglm-hactl "$root/usr/bin"
   install -D -m 644 deploy/host/sysusers.conf "$root/usr/lib/sysusers.d/chatglm-ha.conf"
   install -D -m 644 deploy/host/tmpfiles.conf "$root/usr/lib/tmpfiles.d/chatglm-ha.conf"
+  sed -i "s/@WORKERS@/$(group_of_workers)/" "$root/usr/lib/tmpfiles.d/chatglm-ha.conf"
+  install -D -m 755 deploy/host/accounts.sh "$root$lib/accounts.sh"
   install -D -m 644 deploy/host/logrotate.conf "$root/etc/logrotate.d/chatglm-ha"
   install -D -m 644 deploy/host/nginx.conf "$root/etc/nginx/conf.d/chatglm-ha.conf"
   install -D -m 644 config/config.toml "$root/usr/share/chatglm-ha/config.toml"
   install -D -m 644 LICENSE "$root/usr/share/doc/chatglm-ha/copyright"
-  install -D -m 644 systemd/chatglm-ha.service "$root/usr/lib/systemd/system/chatglm-ha.service"
+  install -D -m 644 -t "$root/usr/lib/systemd/system" systemd/chatglm-ha{.service,-nginx.socket,-nginx@.service}
+  install -D -m 644 -t "$root/usr/share/chatglm-ha" systemd/{kernel-log,process-runtime}.conf
   # The commands of this installation, whatever else is on systemd's path.
   sed -i '/^Exec/s|=chatglm-ha|=/usr/bin/chatglm-ha|' "$root/usr/lib/systemd/system/chatglm-ha.service"
 }

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from hasupervisor import assembly, config
 from hasupervisor.config import Config, ConfigError
-from hasupervisor.doctor import engine, gateway, gpus, host, instances, ports, unit
+from hasupervisor.doctor import account, engine, gateway, gpus, host, instances, ports, unit
 from hasupervisor.doctor.finding import Finding, fail, ok, warn
 
 
@@ -49,6 +49,7 @@ async def examine(settings: Config, path: Path, daemon: int | None) -> list[Find
         *_configuration(settings, path),
         *unit.examine(shown),
         unit.group(settings),
+        *account.examine(shown, settings, path),
         *of_engine,
         *instances.examine(settings),
         *gpus.examine(settings, dockerd),

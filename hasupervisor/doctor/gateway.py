@@ -6,10 +6,10 @@ import os
 from pathlib import Path
 
 from hasupervisor.act.nginx.conffile import directives, read_tree, real
-from hasupervisor.act.nginx.helped import control_for
+from hasupervisor.act.nginx.helped import UNIT, HelperControl, control_for
 from hasupervisor.act.nginx.layout import Layout, find_layout
 from hasupervisor.act.nginx.process import find_master
-from hasupervisor.act.nginx.program import COMMAND_DEADLINE_S, Ran, command_line, run, words
+from hasupervisor.act.nginx.program import COMMAND_DEADLINE_S, Control, Ran, command_line, run, words
 from hasupervisor.act.nginx.render import GATEWAY
 from hasupervisor.act.nginx.settings import NginxSettings, NginxTrouble
 from hasupervisor.doctor.finding import Finding, fail, ok, warn
@@ -36,7 +36,12 @@ async def _system(settings: NginxSettings) -> list[Finding]:
         tested = await control.test(None)
     except NginxTrouble as trouble:
         return [fail(CHECK, str(trouble), "nginx -t")]
-    return [_include(settings, layout), *_rivals(settings, layout), _test(settings, tested), _reload(settings, layout)]
+    return [
+        _include(settings, layout),
+        *_rivals(settings, layout),
+        _test(settings, tested),
+        _reload(settings, layout, control),
+    ]
 
 
 def _include(settings: NginxSettings, layout: Layout) -> Finding:
@@ -87,12 +92,14 @@ def _test(settings: NginxSettings, tested: Ran) -> Finding:
     return fail(CHECK, f"it does not accept its configuration: {said}", "nginx -t")
 
 
-def _reload(settings: NginxSettings, layout: Layout) -> Finding:
+def _reload(settings: NginxSettings, layout: Layout, control: Control) -> Finding:
     master = find_master(layout)
     if master is None:
         return fail(CHECK, "it is not running", "systemctl start nginx")
     if settings.reload:
         return ok(CHECK, f"it runs (pid {master}) and is reloaded by nginx.reload = {settings.reload!r}")
+    if isinstance(control, HelperControl):
+        return ok(CHECK, f"it runs (pid {master}) and is reloaded by root's helper, {UNIT}")
     try:
         os.kill(master, 0)
     except ProcessLookupError:

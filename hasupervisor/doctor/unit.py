@@ -14,7 +14,16 @@ from hasupervisor.doctor.finding import Finding, ok, warn
 CHECK = "service"
 UNIT = "chatglm-ha.service"
 ASK_S = 10.0
-PROPERTIES = ("LoadState", "UnitFileState", "NeedDaemonReload", "LimitNOFILESoft")
+PROPERTIES = (
+    "LoadState",
+    "UnitFileState",
+    "NeedDaemonReload",
+    "LimitNOFILESoft",
+    "User",
+    "PrivateTmp",
+    "MemoryDenyWriteExecute",
+    "AmbientCapabilities",
+)
 
 
 async def ask() -> Mapping[str, str]:

@@ -97,8 +97,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with contextlib.suppress(OSError):  # nobody waits for it any more
             connection.sendall(json.dumps(answer).encode())
             connection.shutdown(socket.SHUT_WR)
-    if asked != TEST or answer["code"]:
-        print(f"{asked}: exit code {answer['code']}", file=sys.stderr)
+    if answer["code"] or asked == RELOAD:
+        said = str(answer["output"]).strip().replace("\n", "; ")
+        print(f"<{4 if answer['code'] else 5}>{asked}: exit code {answer['code']}: {said}", file=sys.stderr)
     return 0
 
 
