@@ -63,12 +63,19 @@ class Controller:
 
     def play(self, hosts: tuple[str, ...] = ("gpu-host",), options: tuple[str, ...] = (), **variables: Any) -> Played:
         """Plays deploy.yml for these names, which are all the one host; whatever comes of it."""
-        return self.play_file(FOLDER / "deploy.yml", hosts, options, **variables)
+        return self._play(FOLDER / "deploy.yml", hosts, options, variables)
 
-    def play_file(self, playbook: Path, hosts: tuple[str, ...], options: tuple[str, ...] = (), **more: Any) -> Played:
+    def play_tasks(self, file: str) -> Played:
+        """Plays one file of the role's tasks, and the handlers that it notifies."""
+        include = {"ansible.builtin.include_role": {"name": "chatglm_ha", "tasks_from": file}}
+        playbook = self.desk / "tasks.yml"
+        playbook.write_text(json.dumps([{"hosts": "chatglm_servers", "gather_facts": False, "tasks": [include]}]))
+        return self._play(playbook, ("gpu-host",), (), {})
+
+    def _play(self, playbook: Path, hosts: tuple[str, ...], options: tuple[str, ...], variables: Document) -> Played:
         inventory = self.desk / "inventory.yml"
         inventory.write_text(json.dumps({"chatglm_servers": {"hosts": {name: self._connection() for name in hosts}}}))
-        return played(self.desk, playbook, ("-i", str(inventory), *options), self.variables | more)
+        return played(self.desk, playbook, ("-i", str(inventory), *options), self.variables | variables)
 
     def _connection(self) -> dict[str, str]:
         options = {"UserKnownHostsFile": self.desk / "known_hosts", "IdentitiesOnly": "yes", "BatchMode": "yes"}

@@ -245,3 +245,33 @@ def test_a_host_that_does_not_serve_in_time_stops_the_play_with_its_status(host:
     finally:
         host.run("chatglm-hactl", "resume")
         until_green(host)
+
+
+def test_a_dry_run_says_what_would_change_and_changes_nothing(host: Machine, site: Site) -> None:
+    before = files(host), version(host), host.main_pid(UNIT), lives(host)
+    health = {"interval": 0.6}
+    played = site.controller.play(options=("--check", "--diff"), chatglm_ha_version="0.1.1", chatglm_ha_health=health)
+    assert played.code == 0, played.output
+    assert {"Write the configuration", "Install chatglm-ha 0.1.1"} <= set(played.changed)
+    assert "+interval = 0.6" in played.output
+    assert (files(host), version(host), host.main_pid(UNIT), lives(host)) == before
+
+
+def test_a_daemon_that_was_there_before_dockerd_may_use_it_afterwards(host: Machine, site: Site) -> None:
+    host.run("groupadd", "--force", "docker")
+    host.ask("gpasswd", "--delete", "chatglm-ha", "docker")
+    pid = host.main_pid(UNIT)
+    tasks = site.controller.play_tasks("docker.yml")
+    assert tasks.code == 0, tasks.output
+    assert tasks.changed == ["Put the daemon's user into the group", "Restart the daemon for its groups"]
+    assert "docker" in host.run("id", "--name", "--groups", "chatglm-ha").split()
+    assert host.main_pid(UNIT) != pid
+    assert site.controller.play_tasks("docker.yml").changed == []
+    until_green(host)
+
+
+def test_without_dockerd_nobody_is_put_into_its_group(host: Machine, site: Site) -> None:
+    host.ask("groupdel", "docker")
+    tasks = site.controller.play_tasks("docker.yml")
+    assert tasks.code == 0, tasks.output
+    assert tasks.changed == []
