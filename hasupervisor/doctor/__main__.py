@@ -13,6 +13,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import structlog
+
 from hasupervisor import assembly, config
 from hasupervisor.config import Config, ConfigError
 from hasupervisor.doctor import account, engine, gateway, gpus, host, instances, ports, unit
@@ -21,6 +23,7 @@ from hasupervisor.doctor.finding import Finding, fail, ok, warn
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
+    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))  # stdout is the document's
     path = options.config or Path(config.DEFAULT_PATH)
     try:
         settings = config.load(path, os.environ)
@@ -42,8 +45,9 @@ async def examine(settings: Config, path: Path, daemon: int | None) -> list[Find
         asking_engine = together.create_task(engine.examine(settings))
         asking_nginx = together.create_task(gateway.examine(nginx))
         asking_systemd = together.create_task(unit.ask())
+        asking_nvml = together.create_task(gpus.ask(settings))
     of_engine, dockerd = asking_engine.result()
-    shown = asking_systemd.result()
+    shown, driver = asking_systemd.result(), asking_nvml.result()
     folders = [settings.state.dir, settings.log_dir, gateway.folder(nginx), dockerd.root if dockerd else None]
     return [
         *_configuration(settings, path),
@@ -52,7 +56,8 @@ async def examine(settings: Config, path: Path, daemon: int | None) -> list[Find
         *account.examine(shown, settings, path),
         *of_engine,
         *instances.examine(settings),
-        *gpus.examine(settings, dockerd),
+        *gpus.examine(settings, dockerd, driver),
+        *(gpus.kernel_log(driver, daemon) if not account.is_used(shown) else []),
         *asking_nginx.result(),
         *ports.examine(settings, daemon),
         *host.disks(folder for folder in folders if folder is not None),

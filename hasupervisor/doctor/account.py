@@ -25,9 +25,9 @@ def examine(shown: Mapping[str, str], settings: Config, path: Path, root: Path =
 
     Nothing where the unit is not there or runs as root, who may do everything.
     """
-    user = shown.get("User", "")
-    if shown.get("LoadState") != "loaded" or user in ("", "root", "0"):
+    if not is_used(shown):
         return []
+    user = shown["User"]
     try:
         account = pwd.getpwnam(user)
     except KeyError:
@@ -41,6 +41,11 @@ def examine(shown: Mapping[str, str], settings: Config, path: Path, root: Path =
         *_kernel_log(shown, settings, root),
     ]
     return found or [ok(CHECK, f"the daemon's user {user} may do what it has to")]
+
+
+def is_used(shown: Mapping[str, str]) -> bool:
+    """Whether the unit is there, and runs the daemon as somebody else than root."""
+    return shown.get("LoadState") == "loaded" and shown.get("User", "") not in ("", "root", "0")
 
 
 def may_use(path: Path, account: pwd.struct_passwd, groups: frozenset[int], right: int) -> bool:

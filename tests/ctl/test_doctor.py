@@ -10,6 +10,7 @@ import pytest
 
 from tests.ctl.conftest import Run
 from tests.ctl.stand_in import StandIn
+from tests.doubles.nvml.cards import MISMATCH, NvmlDouble
 
 FINE = """\
 [service]
@@ -107,3 +108,19 @@ def test_a_daemon_that_runs_is_asked_who_it_is_and_which_file_it_has(hactl: Run,
     assert found["level"] == "warn"
     assert found["sentence"] == "chatglm-had 0.0.9 runs, 0.1.0 is installed"
     assert found["hint"].startswith("systemctl restart chatglm-ha")
+
+
+@pytest.mark.parametrize(("answer", "level", "code"), [(0, "ok", 0), (MISMATCH, "fail", 1)])
+def test_gpus_are_asked_by_a_process_of_their_own_and_its_log_does_not_mix_with_the_document(
+    hactl: Run, fine: Path, nvml_library: Path, tmp_path: Path, answer: int, level: str, code: int
+) -> None:
+    fine.write_text(fine.read_text().replace('mode = "off"\n\n[nginx]', "\n[nginx]", 1))
+    nvml = NvmlDouble(tmp_path / "nvml", nvml_library)
+    nvml.init = answer
+    nvml.tell()
+    result = hactl("doctor", "--config", str(fine), "--json", **nvml.environment)
+    checks = json.loads(result.stdout)["checks"]
+    assert result.returncode == code
+    driver, *_ = [one for one in checks if one["check"] == "gpu"]
+    assert driver["level"] == level
+    assert ("driver 550.163.01, 2 GPUs" in driver["sentence"]) == (level == "ok")

@@ -1,4 +1,4 @@
-"""What is judged of the host: small file systems, clocks, limits, security modules, GPUs."""
+"""What is judged of the host: small file systems, clocks, limits, security modules."""
 
 from __future__ import annotations
 
@@ -10,14 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from hasupervisor.config import Config
-from hasupervisor.config.schema import Gpu
-from hasupervisor.doctor import gpus, host
-from hasupervisor.doctor.engine import Engine
+from hasupervisor.doctor import host
 from hasupervisor.doctor.finding import Finding, Level
-
-SYSTEMD = Engine({"CgroupDriver": "systemd", "Runtimes": {"nvidia": {}}}, local=True)
-VERSION = "NVRM version: NVIDIA UNIX x86_64 Kernel Module  535.183.01  Sun May 12 19:39:15 UTC 2024\n"
 
 
 def levels(findings: list[Finding]) -> list[Level]:
@@ -117,43 +111,6 @@ def test_apparmor_that_confines_nginx_is_to_be_looked_at(tmp_path: Path) -> None
 
 def test_no_security_module_is_fine(tmp_path: Path) -> None:
     assert levels(host.modules(tmp_path)) == [Level.OK]
-
-
-# --- GPUs -------------------------------------------------------------------------------------------------------------
-
-
-def with_mode(mode: str) -> Config:
-    return Config(gpu=Gpu.model_validate({"mode": mode}))
-
-
-def test_a_gpu_that_is_required_and_not_there_is_to_be_mended(tmp_path: Path) -> None:
-    assert levels(gpus.examine(with_mode("required"), None, tmp_path)) == [Level.FAIL]
-    assert levels(gpus.examine(with_mode("auto"), None, tmp_path)) == [Level.OK]
-    assert levels(gpus.examine(with_mode("off"), SYSTEMD, tmp_path)) == [Level.OK]
-
-
-def test_an_engine_that_gives_no_container_a_gpu_is_to_be_mended(tmp_path: Path) -> None:
-    write(tmp_path, "proc/driver/nvidia/version", VERSION)
-    bare = Engine({"CgroupDriver": "cgroupfs", "Runtimes": {"runc": {}}}, local=True)
-    driver, toolkit = gpus.examine(with_mode("auto"), bare, tmp_path)
-    assert driver.sentence == "NVIDIA driver 535.183.01"
-    assert (toolkit.level, toolkit.hint) == (Level.FAIL, gpus.INSTALL)
-
-
-def test_a_host_where_daemon_reload_takes_gpus_away_is_told_how_to_keep_them(tmp_path: Path) -> None:
-    write(tmp_path, "proc/driver/nvidia/version", VERSION)
-    *_, found = gpus.examine(with_mode("auto"), SYSTEMD, tmp_path)
-    assert (found.level, found.hint) == (Level.WARN, "nvidia-ctk system create-dev-char-symlinks --create-all")
-    (tmp_path / "dev/char").mkdir(parents=True)
-    (tmp_path / "dev/char/195:0").symlink_to("../nvidia0")
-    *_, found = gpus.examine(with_mode("auto"), SYSTEMD, tmp_path)
-    assert found.level is Level.OK
-
-
-def test_devices_that_the_engine_is_told_of_by_name_need_no_links(tmp_path: Path) -> None:
-    write(tmp_path, "proc/driver/nvidia/version", VERSION)
-    write(tmp_path, "etc/cdi/nvidia.yaml", "kind: nvidia.com/gpu\n")
-    assert levels(gpus.examine(with_mode("auto"), SYSTEMD, tmp_path)) == [Level.OK, Level.OK]
 
 
 def test_the_limit_of_this_process_is_the_kernels() -> None:
