@@ -60,6 +60,7 @@ def _quarantine(value: str | int | float | None) -> Quarantine | None:
             by=str(found["by"]),
             evicts=bool(found["evicts"]),
             fences=bool(found["fences"]),
+            index=int(found["index"]) if found.get("index") is not None else None,
         )
     except KeyError as missing:
         raise ValueError(f"{missing.args[0]} is missing") from missing

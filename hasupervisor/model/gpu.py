@@ -153,6 +153,7 @@ class Quarantine:
     by: str = "chatglm-ha"
     evicts: bool = True  # what runs on it has to start elsewhere
     fences: bool = False  # and cannot work any more: it is ended at once
+    index: int | None = None  # of the card then: a lost one cannot say who it is
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,6 +164,7 @@ class Counted:
     at: float  # of the first line of it
     last_at: float  # and of the last: one fault may be told in many
     instance: str | None = None
+    pid: int | None = None  # of the process at fault, where the kernel knows it
 
 
 @dataclass(frozen=True, slots=True)

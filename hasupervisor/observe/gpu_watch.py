@@ -7,6 +7,7 @@ from pathlib import Path
 
 from hasupervisor.model import Fact
 from hasupervisor.model.gpu import CardRecord, DriverState, Gpus, Incident, KernelLogView, Xid
+from hasupervisor.observe.gpu_recall import recall
 from hasupervisor.observe.gpus import GpuSense
 from hasupervisor.observe.kernel_log import KMSG, KernelLog
 from hasupervisor.observe.owners import Owners
@@ -35,7 +36,7 @@ class GpuWatch:
 
     def look(self, facts: Sequence[Fact], records: Mapping[str, CardRecord]) -> Gpus:
         """All that is known now. Faults are handed out once: whoever looks has to act on them."""
-        driver = self._nvml.view()
+        driver = recall(self._nvml.view(), records, self._boot)
         pids = {process.pid for card in driver.cards if card.fact is not None for process in card.fact.processes}
         dead = frozenset(pid for pid in pids if not _exists(pid))
         owners = self._owners.learn(pids, facts) if pids else {}

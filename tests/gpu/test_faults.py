@@ -50,8 +50,10 @@ def xid(code: int, at: float = START, pid: int | None = 77, recovery: int | None
     return Xid(code, at, Source.KERNEL, UUID, "0000:3b:00", pid, recovery)
 
 
-def after(*codes: int, instance: str | None = "chatglm-01", record: CardRecord = FRESH, at: float = START) -> Judgement:
-    return judge_card(CARD, record, [Incident(xid(code, at), instance) for code in codes], moment(at))
+def after(
+    *codes: int, instance: str | None = "chatglm-01", record: CardRecord = FRESH, at: float = START, pid: int = 77
+) -> Judgement:
+    return judge_card(CARD, record, [Incident(xid(code, at, pid), instance) for code in codes], moment(at))
 
 
 def seen(card: CardView, record: CardRecord = FRESH, at: float = START) -> Judgement:
@@ -319,6 +321,14 @@ def test_one_fault_told_in_many_lines_is_one_fault() -> None:
         assert judged.restarts == ()
     assert judged.evict is None
     assert len(judged.record.counted) == 1
+
+
+def test_the_fault_of_a_process_that_was_started_since_is_another_one() -> None:
+    judged = after(31, pid=77)
+    for n, pid in enumerate((78, 79), start=1):
+        assert len(judged.restarts) == 1
+        judged = after(31, pid=pid, record=judged.record, at=START + n)
+    assert (judged.restarts, judged.evict is not None) == ((), True)
 
 
 def test_two_instances_on_a_card_are_restarted_each_for_its_own_fault() -> None:

@@ -18,7 +18,7 @@ from hasupervisor.memory.rows import Moment
 from hasupervisor.model.gpu import CardRecord, Counted, Need, Quarantine
 
 NOW, WALL = 100.0, 1_800_000_000.0
-BROKEN = Quarantine("fell off the bus (Xid 79)", Need.REBOOT, WALL - 60.25, "boot-1")
+BROKEN = Quarantine("fell off the bus (Xid 79)", Need.REBOOT, WALL - 60.25, "boot-1", index=3)
 BY_HAND = Quarantine("laut, 风扇", Need.WORD, WALL - 10.0, "boot-1", "alice (uid 1000)", evicts=False)
 FIRST = CardRecord("GPU-1", quarantine=BROKEN, lost_in=("boot-0", "boot-1"))
 SECOND = CardRecord("GPU-2", by_hand=BY_HAND)

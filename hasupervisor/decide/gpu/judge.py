@@ -25,6 +25,7 @@ from hasupervisor.model.gpu import (
 SAME_FAULT = 10.0  # seconds: one fault is often told in dozens of lines
 THROTTLING = 0x8 | 0x40 | 0x80  # hardware slowdown, thermal, power brake
 THROTTLED_MINUTES, OF_MINUTES = 6, 10
+SLICE = 60.0  # seconds: such a minute
 LEAK_SLACK = 1 << 30  # bytes: contexts that are being made or torn down are in no list
 LEAK_SETTLES = 60.0  # seconds
 REBOOTS_TRIED = 2  # a card that is lost again after so many is not mended by another
@@ -100,7 +101,7 @@ def judge_card(card: CardView, record: CardRecord, incidents: Sequence[Incident]
         if row.action in (Action.MOVE, Action.QUARANTINE):
             record, note = _give_up(record, name, row, words, at)
             notes += [note] if note is not None else []
-    return _sum(card, record, standing, restarts, notes)
+    return _sum(card, _found_at(record, card), standing, restarts, notes)
 
 
 def quarantine(record: CardRecord, reason: str, by: str, at: Moment) -> CardRecord:
@@ -147,11 +148,11 @@ def _restart(
     record: CardRecord, name: str, row: Row, incident: Incident, words: str, at: Moment
 ) -> tuple[CardRecord, Restart | None, Note | None]:
     when = incident.xid.at
-    same = next((one for one in reversed(record.counted) if _is_same(one, row, incident.instance, when)), None)
+    same = next((one for one in reversed(record.counted) if _is_same(one, row, incident)), None)
     if same is not None:
         counted = tuple(replace(one, last_at=when) if one is same else one for one in record.counted)
         return replace(record, counted=counted), None, None
-    counted = (*record.counted, Counted(row.name, when, when, incident.instance))
+    counted = (*record.counted, Counted(row.name, when, when, incident.instance, incident.xid.pid))
     record = replace(record, counted=tuple(one for one in counted if at.now - one.at <= faults.HOUR))
     limit = row.escalation
     if limit is not None:
@@ -164,8 +165,12 @@ def _restart(
     return record, Restart(record.uuid, incident.instance, words), Note(name, "gpu", f"{words}; {whose} is restarted")
 
 
-def _is_same(one: Counted, row: Row, instance: str | None, when: float) -> bool:
-    return (one.row, one.instance) == (row.name, instance) and when - one.last_at <= SAME_FAULT
+def _is_same(one: Counted, row: Row, incident: Incident) -> bool:
+    """Whether it tells of a fault that is counted already; that of another process, started since, is another one."""
+    xid = incident.xid
+    if (one.row, one.instance) != (row.name, incident.instance) or xid.at - one.last_at > SAME_FAULT:
+        return False
+    return xid.pid is None or one.pid is None or xid.pid == one.pid
 
 
 # --- what is seen -----------------------------------------------------------------------------------------------------
@@ -225,7 +230,7 @@ def leaked_bytes(fact: GpuFact, dead: frozenset[int] = frozenset()) -> int | Non
 def _remember_figures(record: CardRecord, fact: GpuFact | None, at: Moment) -> CardRecord:
     if fact is None:
         return record
-    minute = int(fact.seen_at // 60)
+    minute = int(fact.seen_at // SLICE)
     before = dict(record.throttled)
     before[minute] = before.get(minute, False) or bool((fact.throttle or 0) & THROTTLING)
     newest = max(before)
@@ -258,6 +263,14 @@ def _give_up(record: CardRecord, name: str, row: Row, words: str, at: Moment) ->
         fences=row.fences or (before is not None and before.fences),
     )
     return replace(record, quarantine=made), Note(name, "quarantine", f"quarantined: {words}; {_needs(made)}")
+
+
+def _found_at(record: CardRecord, card: CardView) -> CardRecord:
+    """With the index at which it was quarantined: after a restart that may be all that a lost card is known by."""
+    held = record.quarantine
+    if held is None or held.index is not None:
+        return record
+    return replace(record, quarantine=replace(held, index=card.index))
 
 
 def _after_reboot(record: CardRecord, name: str, at: Moment) -> tuple[CardRecord, list[Note]]:
