@@ -34,6 +34,7 @@ sim: setup
 docs: setup
 	@$(BIN)/python tools/configdoc.py
 	@$(BIN)/python tools/hactldoc.py
+	@$(BIN)/python tools/gpudoc.py
 
 install uninstall:
 	@tools/install.sh $@
