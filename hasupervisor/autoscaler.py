@@ -11,6 +11,7 @@ from hasupervisor.decide.autoscale.capacity import Slots
 from hasupervisor.decide.autoscale.facts import Lesson, Load, Opinion, Rules, Sample, Situation
 from hasupervisor.decide.autoscale.gpus import GpuUse, gpu_use
 from hasupervisor.decide.autoscale.judge import Judge
+from hasupervisor.decide.gpu.ledger import WAITS
 from hasupervisor.loop import Loop, next_operation_id, running_operations
 from hasupervisor.model import AUTOSCALER, Cause, Judged, Note, Operation, OperationKind, State, World
 
@@ -225,7 +226,7 @@ class Autoscaler:
         if plan is None or plan.room is None:
             return ports, None
         if plan.room <= 0:
-            return 0, (plan.no_room or "no GPU has room for it").removeprefix("waits for a GPU: ")
+            return 0, (plan.no_room or "no GPU has room for it").removeprefix(WAITS)
         return min(ports, plan.room), None
 
     # --- acting -------------------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from hasupervisor.decide.brakes import CommonCause
+from hasupervisor.decide.gpu.ledger import WAITS
 from hasupervisor.model import Cause, Colour, GatewayView, Judged, Phase, Problem, State, TrafficView, World
 from hasupervisor.model.gpu import CardJudged
 
@@ -81,6 +82,8 @@ def _instance_problem(judged: Judged, world: World) -> Problem | None:
             return Problem(name, judged.reason, f"chatglm-hactl explain {name}")
         case State.PARKED if name in world.wants.drained:
             return Problem(name, judged.reason, f"chatglm-hactl undrain {name}")
+        case State.STARTING | State.BACKOFF if judged.reason.startswith(WAITS):
+            return Problem(name, judged.reason, "chatglm-hactl gpu list")
         case State.BACKOFF | State.PARKED:
             return Problem(name, judged.reason, f"chatglm-hactl logs {name} --last-failure")
         case State.SUSPECT:

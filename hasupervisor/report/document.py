@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from hasupervisor.decide.gpu.ledger import WAITS
 from hasupervisor.model import Address, Judged, Operation, Pause, Record, State, TrafficView
 from hasupervisor.report import gpus
 from hasupervisor.report.desk import DrillPlan, DryRun, Entry
@@ -169,6 +170,8 @@ def _next_start(judged: Judged, snapshot: Snapshot) -> str:
         return f"waits for {snapshot.runtime_name}"
     if snapshot.wants.pause is not None:
         return "nothing while the service is paused: chatglm-hactl resume"
+    if judged.reason.startswith(WAITS):
+        return "is started once a GPU has room for it: chatglm-hactl gpu list"
     if seconds:
         return f"tries again in {_interval(seconds)}; at once with: chatglm-hactl restart {record.name}"
     if judged.state is State.PARKED and seconds is None:

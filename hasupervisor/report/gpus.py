@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from hasupervisor.decide.autoscale.gpus import fresh, used_bytes
+from hasupervisor.decide.gpu.ledger import WAITS
 from hasupervisor.model.gpu import CardJudged, DriverState, Gpus, Quarantine, Source, bus_key
 from hasupervisor.report.desk import NoSuch
 from hasupervisor.report.snapshot import GpusView, Snapshot
@@ -100,7 +101,9 @@ def driver(view: GpusView | None) -> Document | None:
 
 def room(view: GpusView | None) -> Document | None:
     """How many more instances find a place on the GPUs; null in it: no GPU limits them."""
-    return {"instances": view.room, "reason": view.no_room} if view is not None else None
+    if view is None:
+        return None
+    return {"instances": view.room, "reason": view.no_room.removeprefix(WAITS) if view.no_room is not None else None}
 
 
 def xids(gpus: Gpus) -> Iterator[tuple[str, int]]:

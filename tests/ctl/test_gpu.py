@@ -93,7 +93,7 @@ def test_a_host_without_cards_says_why_and_that_is_no_failure(
 
 def test_a_kernel_log_that_cannot_be_read_is_said_below_the_list(hactl: Run, daemon: StandIn) -> None:
     driver = documents.GPU_DRIVER | {"kernel_log": {"readable": False, "sentence": DEAF}}
-    why = "waits for a GPU: no GPU has 13.0 GB for it: GPU 0: 2.0 GB for newcomers"
+    why = "no GPU has 13.0 GB for it: GPU 0: 2.0 GB for newcomers"
     daemon.state.gpus = documents.gpus(documents.gpu(0), driver=driver, room={"instances": 0, "reason": why})
     assert hactl("gpu", "list").stderr.splitlines() == ["driver 550.163.01, 1 GPU", DEAF, why]
     assert DEAF not in hactl("status").stderr
@@ -120,7 +120,7 @@ def test_a_quarantine_says_that_nothing_is_moved_how_to_move_it_and_how_to_end_i
 
 
 def test_a_quarantine_of_the_last_card_with_room_does_not_advise_to_move(hactl: Run, daemon: StandIn) -> None:
-    why = "waits for a GPU: no healthy GPU is left: GPU 0: loud fan"
+    why = "no healthy GPU is left: GPU 0: loud fan"
     daemon.state.gpus = documents.gpus(
         documents.gpu(0, instances=["chatglm-01", "chatglm-02"]), room={"instances": 0, "reason": why}
     )

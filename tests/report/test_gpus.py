@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from hasupervisor.model import State
 from hasupervisor.model.gpu import CardJudged, DriverView, Gpus, Incident, KernelLogView, Source, Xid
 from hasupervisor.report import document, gpus
 from hasupervisor.report.desk import NoSuch, Refused
@@ -17,7 +18,7 @@ from hasupervisor.report.snapshot import GpusView, Snapshot
 from tests.report import cards, schema
 from tests.report.cards import ABSENT, BY_HAND, GB, GPUS, LOST, NEVER_ANSWERED, SERVING, WITH_GPUS, WITHOUT_GPUS
 from tests.report.clerk import Clerk
-from tests.report.example import NOW, SNAPSHOT
+from tests.report.example import NOW, SNAPSHOT, judged
 from tests.report.schema import conforms
 from tests.report.serving import me, problem, served
 
@@ -74,6 +75,19 @@ def test_a_kernel_log_that_cannot_be_read_is_worth_a_word_only_where_there_are_g
     assert document.status(WITH_GPUS)["gpu_driver"]["kernel_log"] == {"readable": False, "sentence": cards.DEAF}
     assert document.status(WITHOUT_GPUS)["gpu_driver"]["kernel_log"] is None
     assert document.status(SNAPSHOT)["gpu_driver"] is None
+
+
+def test_the_room_has_its_reason_without_whose_wait_it_is() -> None:
+    full = replace(GPUS, no_room="waits for a GPU: no GPU has 13.0 GB for it: GPU 0: 2.0 GB for newcomers")
+    room = {"instances": 0, "reason": "no GPU has 13.0 GB for it: GPU 0: 2.0 GB for newcomers"}
+    assert document.status(replace(SNAPSHOT, gpus=full))["gpu_room"] == room
+    assert document.status(SNAPSHOT)["gpu_room"] is None
+
+
+def test_an_instance_that_waits_for_a_card_says_what_it_waits_for() -> None:
+    waits = judged("chatglm-03", State.STARTING, reason="waits for a GPU: no healthy GPU is left: GPU 0: loud fan")
+    shown = document.explanation(waits, replace(SNAPSHOT, instances=(waits,)), [])
+    assert shown["next"] == "is started once a GPU has room for it: chatglm-hactl gpu list"
 
 
 def test_the_page_has_a_line_for_each_card_and_none_where_there_is_none() -> None:

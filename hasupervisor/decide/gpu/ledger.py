@@ -13,6 +13,9 @@ from hasupervisor.decide.gpu.judge import Judgement, leaked_bytes
 from hasupervisor.model import GpuPolicy
 from hasupervisor.model.gpu import CardState, CardView, DriverState, DriverView, GpuFact, Gpus
 
+WAITS = "waits for a GPU: "
+"""How the reason of an instance begins that no card can take."""
+
 GB = 1 << 30
 """Bytes of a GB as GPUs are sold: a "24 GB" card has 24 GiB, and `gpu.memory_gb` is meant by that measure."""
 
@@ -65,7 +68,7 @@ class Ledger:
         if not self.accounts and self.driver.state is DriverState.ABSENT and not self.policy.required:
             return Place()  # a host without GPUs
         if self.driver.state is not DriverState.OK:
-            return Place(why_not=f"waits for a GPU: {self.driver.sentence}")
+            return Place(why_not=f"{WAITS}{self.driver.sentence}")
         fits = [account for account in self.accounts if self._why_not(account, name) is None]
         if not fits:
             return Place(why_not=self._no_place(name))
@@ -132,10 +135,10 @@ class Ledger:
     def _no_memory(self) -> str:
         need = f"{self.policy.need_bytes / GB:.1f} GB"
         if not self.accounts:
-            return f"waits for a GPU: {self.driver.sentence}"
+            return f"{WAITS}{self.driver.sentence}"
         each = "; ".join(_short(account, self.policy) for account in self.accounts)
         what = f"no GPU has {need} for it" if self._open() else "no healthy GPU is left"
-        return f"waits for a GPU: {what}: {each}"
+        return f"{WAITS}{what}: {each}"
 
     def _rank(self, account: Account, before: Sequence[str]) -> tuple[bool, int, bool, int, int]:
         """Spread first: a card that dies takes all its instances along."""
