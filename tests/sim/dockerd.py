@@ -104,7 +104,7 @@ class Dockerd:
         if step.name not in self.lives:
             self._tell(f"dockerd starts {step.name} late")
             self.births[step.name] += 1
-            life = self._create(step.name, step.port)
+            life = self._create(step)
             life.late = True
             self._launch(life)
 
@@ -119,7 +119,7 @@ class Dockerd:
         if step.port in self.taken_ports or any(life.address.port == step.port for life in self.lives.values()):
             self.engine.after(0.2, lambda: ended(Answer(error=f"port {step.port} is already allocated")))
             return
-        life = self._create(step.name, step.port)
+        life = self._create(step)
 
         def run() -> None:
             if not alive():
@@ -134,10 +134,11 @@ class Dockerd:
 
         self.engine.after(self.rng.uniform(0.05, 0.4), run)
 
-    def _create(self, name: str, port: int) -> Life:
+    def _create(self, step: Step) -> Life:
         self._ids += 1
-        life = Life(self.engine, self.traits, name, f"{name}#{self._ids}", Address(HOST, port), self._exited)
-        self.lives[name] = life
+        runtime_id, address = f"{step.name}#{self._ids}", Address(HOST, step.port)
+        life = Life(self.engine, self.traits, step.name, runtime_id, address, self._exited, step.gpus)
+        self.lives[step.name] = life
         self.buried[life.runtime_id] = life
         return life
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from hasupervisor.model import Miss, Phase
+from tests.sim.cards import SimCard
 from tests.sim.host import Host
 from tests.sim.lives import Life, Mode
 
@@ -103,6 +104,8 @@ def slow_down(host: Host) -> None:
 
 
 def lie_about_one(host: Host) -> None:
+    if host.engine.now < host.dockerd.lies_until:
+        return  # all are lied about: this would make one of them better off
     if (life := _one(host)) is not None:
         life.lie, life.bad_at, life.lied_at = host.rng.choice(LIES), host.engine.now, host.engine.now
         life.lie_share = host.rng.choice((1.0, 1.0, 0.3))
@@ -253,6 +256,79 @@ FAULTS: tuple[tuple[Fault, float], ...] = (
     (take_ports, 0.4),
     (kill_daemon, 2.0),
     (kill_daemon_often, 0.4),
+)
+
+
+# --- GPUs ---------------------------------------------------------------------------------------------------------
+
+
+def _card(host: Host) -> SimCard | None:
+    """A card that somebody is on, rather than any."""
+    assert host.board is not None
+    used = [card for card in host.board.cards if host.board.on(card)]
+    return host.rng.choice(used or list(host.board.cards))
+
+
+def lose_card(host: Host) -> None:
+    assert host.board is not None
+    if (card := _card(host)) is not None:
+        host.tell(f"FAULT GPU {card.index} falls off the bus")
+        host.board.lose(card)
+
+
+def wear_card(host: Host) -> None:
+    if (card := _card(host)) is not None:
+        host.tell(f"FAULT GPU {card.index} has no spare row left")
+        card.worn = True
+
+
+def gpu_fault(host: Host) -> None:
+    life = _one(host)
+    if host.board is not None and life is not None and life.gpus:
+        host.tell(f"FAULT {life.name} loses its CUDA context")
+        host.board.fault(life)
+
+
+def silence_card(host: Host) -> None:
+    if (card := _card(host)) is not None:
+        card.silent_since = host.engine.now
+        seconds = _later(host, 5.0, 90.0, lambda: setattr(card, "silent_since", None))
+        host.tell(f"FAULT NVML hangs about GPU {card.index} for {seconds:.0f} s")
+
+
+def break_driver(host: Host) -> None:
+    board = host.board
+    assert board is not None
+    board.down = True
+    seconds = _later(host, 5.0, 90.0, lambda: setattr(board, "down", False))
+    host.tell(f"FAULT NVML does not start for {seconds:.0f} s")
+
+
+def deafen_kernel_log(host: Host) -> None:
+    board = host.board
+    assert board is not None
+    board.readable = False
+    host.tell("FAULT the kernel log cannot be read")
+
+
+def crowd_card(host: Host) -> None:
+    """Somebody else's program takes what is free on it."""
+    board = host.board
+    assert board is not None
+    if (card := _card(host)) is not None and not card.foreign:
+        card.foreign = max(0, card.total - board.used(card) - board.policy.reserve_bytes)
+        seconds = _later(host, 10.0, 200.0, lambda: setattr(card, "foreign", 0))
+        host.tell(f"FAULT somebody else takes {card.foreign >> 30} GB of GPU {card.index} for {seconds:.0f} s")
+
+
+CARD_FAULTS: tuple[tuple[Fault, float], ...] = (
+    (lose_card, 2.0),
+    (wear_card, 1.0),
+    (gpu_fault, 2.0),
+    (silence_card, 1.0),
+    (break_driver, 1.0),
+    (deafen_kernel_log, 0.5),
+    (crowd_card, 1.0),
 )
 
 

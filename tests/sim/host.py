@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from hasupervisor.loop import PACE, Loop, Parts, Remembered
+from hasupervisor.memory import cards
 from hasupervisor.memory.rows import lasting
 from hasupervisor.model import (
     Address,
@@ -23,6 +24,8 @@ from hasupervisor.model import (
     StepKind,
     Wants,
 )
+from hasupervisor.model.gpu import CardRecord
+from tests.sim.cards import Board, SimCard
 from tests.sim.desk import Desk
 from tests.sim.dockerd import Dockerd
 from tests.sim.engine import Engine, Timer
@@ -45,6 +48,7 @@ class Store:
     wants: Wants | None = None
     records: dict[str, Record] = field(default_factory=dict)
     operations: dict[str, Operation] = field(default_factory=dict)
+    cards: dict[str, CardRecord] = field(default_factory=dict)
     notes: int = 0
 
     def save_wants(self, wants: Wants) -> None:
@@ -57,6 +61,9 @@ class Store:
         self.operations[operation.id] = operation
         if len(self.operations) > 50:
             del self.operations[next(iter(self.operations))]
+
+    def save_cards(self, records: Iterable[CardRecord]) -> None:
+        self.cards = {record.uuid: cards.lasting(record) for record in records}
 
     def note(self, note: Note, at_wall: float) -> None:
         self.notes += 1
@@ -105,11 +112,13 @@ class Daemon:
             clock=engine.clock,
             wall=host.wall,
             random=random.Random(rng.random()),
+            gpus=host.board.look if host.board is not None else None,
         )
         remembered = Remembered(
             wants=host.store.wants or host.first_wants,
             records=dict(host.store.records),
             operations=tuple(host.store.operations.values()),
+            cards=dict(host.store.cards),
         )
         self.loop = Loop(parts, policy, remembered)
         self.wake()
@@ -165,7 +174,10 @@ class Daemon:
 class Host:
     """Everything together. `watch` sees every cycle and every step: the invariants."""
 
-    def __init__(self, seed: int, policy: Policy, traits: Traits, desired: int, verbose: bool = False) -> None:
+    def __init__(
+        self, seed: int, policy: Policy, traits: Traits, desired: int, cards: Sequence[int] = (), verbose: bool = False
+    ) -> None:
+        """`cards`: bytes of each; with a policy for GPUs there has to be one."""
         self.seed = seed
         self.policy = policy
         self.traits = traits
@@ -178,6 +190,7 @@ class Host:
         self.desk = Desk(self.first_wants)
         self.store = Store(self.tell)
         self.dockerd = Dockerd(self.engine, self.rng, traits, self.tell)
+        self.board = self._board(cards)
         self.nginx = Nginx(self.engine)
         self.users = Users(self.engine, self.rng, self.nginx, self.dockerd, self._logged, self._failed)
         self.blind_until = 0.0
@@ -188,6 +201,16 @@ class Host:
         self.steps = 0
         self._calm_cycles = 0
         self._there: frozenset[str] = frozenset()
+
+    def _board(self, cards: Sequence[int]) -> Board | None:
+        if self.policy.gpu is None:
+            return None
+        made = tuple(SimCard(index, total) for index, total in enumerate(cards))
+        return Board(self.engine, self.rng, self.dockerd, self.policy.gpu, made, self._wake)
+
+    def _wake(self) -> None:
+        if self.daemon is not None:
+            self.daemon.wake()
 
     # --- time --------------------------------------------------------------------------------------------------------
 

@@ -175,12 +175,24 @@ def healing_needs_a_cause(m: Moment, s: Step) -> Iterator[str]:
     blamed = life.lie is not None or m.now - life.bad_at < recently
     silent = not life.traits.reports and life.traits.behind_queue and life.users > 0
     waited = m.now - max(life.completed_at or 0.0, life.started_at or 0.0)
-    if not blamed and not (silent and waited >= p.hang_after):
+    moved = s.kind is StepKind.STOP and _is_given_up(m, life)
+    if not blamed and not moved and not (silent and waited >= p.hang_after):
         yield f"{s.name} was fine and {'busy' if life.users else 'idle'}, but was given {s.kind}: {s.why}"
     answered = life.completed_at if life.completed_at is not None else float("-inf")
     works = life.users > 0 and answered > max(m.now - p.timeout + 0.05, m.daemon.began)
     if works and s.kind is StepKind.KILL:
         yield f"{s.name} was busy, had answered somebody {m.now - answered:.1f} s ago, and was killed: {s.why}"
+
+
+@step("2: an instance that works on a card that is given up is moved while others serve, and not before")
+def a_move_leaves_somebody(m: Moment, s: Step) -> Iterator[str]:
+    life = _disturbed(m, s)
+    if life is None or not _is_given_up(m, life) or not life.able or life.lie is not None:
+        return
+    others = [other for other in m.host.lives() if other is not life and other.address in m.host.nginx.live]
+    recently = m.now - life.bad_at < m.host.policy.hang_after + 60.0
+    if not others and life.runtime_id in m.ledger.joined and not recently:
+        yield f"{s.name} works, nobody else serves, and it was given {s.kind}: {s.why}"
 
 
 @step("2: at most one instance that could serve is disturbed at a time")
@@ -245,6 +257,12 @@ def _moved_by_hand(m: Moment, name: str) -> bool:
     leaving = record.leaving if record is not None else None
     by_hand = leaving is not None and leaving.cause is not Cause.HEAL
     return by_hand or name in m.daemon.loop.wants.drained
+
+
+def _is_given_up(m: Moment, life: Life) -> bool:
+    """Whether its card was found to be lost or worn, and no person has given it back since."""
+    held = [m.host.store.cards[uuid].quarantine for uuid in life.gpus if uuid in m.host.store.cards]
+    return any(quarantine is not None for quarantine in held)
 
 
 def _disturbed(m: Moment, s: Step) -> Life | None:
@@ -364,15 +382,38 @@ def steps_fit_the_truth(m: Moment, s: Step) -> Iterator[str]:
         yield f"{s.name}: {s.kind} is meant for {s.runtime_id}, but {life.runtime_id} lives"
 
 
-@step("placement: where one loads at a time, nothing is started while another one loads")
+@step("placement: every instance gets one card that is not given up, and no card is promised more than it has")
+def no_card_is_promised_twice(m: Moment, s: Step) -> Iterator[str]:
+    board, policy = m.host.board, m.host.policy.gpu
+    if s.kind is not StepKind.START or board is None or policy is None:
+        return
+    card = next((card for card in board.cards if (card.uuid,) == s.gpus), None)
+    if card is None:
+        yield f"{s.name} is started on {s.gpus or 'no GPU'}"
+        return
+    held = m.host.store.cards.get(card.uuid)
+    if held is not None and (held.quarantine is not None or held.by_hand is not None):
+        yield f"{s.name} is started on GPU {card.index}, which is quarantined"
+    known = [life for life in board.on(card) if not m.ledger.unknown(m.daemon, life)]
+    promised = (len(known) + 1) * policy.need_bytes + policy.reserve_bytes
+    if promised > card.total:
+        yield f"{s.name} is started on GPU {card.index}, which {', '.join(life.name for life in known)} fill"
+
+
+@step("placement: where one loads at a time, nothing is started while another one loads in the same place")
 def one_loads_at_a_time(m: Moment, s: Step) -> Iterator[str]:
     if s.kind is not StepKind.START or not m.host.policy.one_at_a_time:
         return
-    starting = [n for n, kind in m.daemon.hands.acting().items() if kind == StepKind.START and n != s.name]
+    starting = [
+        n
+        for n, kind in m.daemon.hands.acting().items()
+        if kind == StepKind.START and n != s.name and m.daemon.loop.records()[n].gpus == s.gpus
+    ]
     loading = [
         life.name
         for life in m.host.lives()
         if life.name != s.name
+        and life.gpus == s.gpus
         and life.phase is Phase.RUNNING
         and not life.loaded
         and not life.stuck

@@ -60,6 +60,7 @@ class Life:
     runtime_id: str
     address: Address
     on_exit: Callable[[Life], None]
+    gpus: tuple[str, ...] = ()
     phase: Phase = Phase.CREATED
     mode: Mode = Mode.FINE
     slow: float = 1.0  # answers take this many times longer
@@ -119,6 +120,7 @@ class Life:
             exit_code=self.exit_code,
             oom_killed=self.oom_killed,
             image="sim:1",
+            gpus=self.gpus,
         )
 
     def progress(self) -> Progress | None:

@@ -5,9 +5,12 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 
-from hasupervisor.model import Colour, OperationState, Policy, State, Step
-from tests.sim.faults import COMMANDS, FAULTS, Fault
+from hasupervisor.decide.gpu.ledger import GB
+from hasupervisor.model import Colour, GpuPolicy, OperationState, Policy, State, Step
+from tests.sim.desk import WHO
+from tests.sim.faults import CARD_FAULTS, COMMANDS, FAULTS, Fault
 from tests.sim.host import Host
 from tests.sim.lives import Life, Traits
 
@@ -49,9 +52,21 @@ def random_host(seed: int, *, verbose: bool = False) -> Host:
         stop_grace=rng.choice((5.0, 30.0)),
         drain_timeout=rng.choice((20.0, 120.0)),
     )
-    host = Host(seed, policy, traits, rng.choice((1, 2, 2, 3, 3, 4, 5)), verbose=verbose)
+    desired = rng.choice((1, 2, 2, 3, 3, 4, 5))
+    gpu, cards = _cards(rng)
+    host = Host(seed, replace(policy, gpu=gpu), traits, desired, cards, verbose=verbose)
     host.users_rate = rng.choice((0.5, 1.0, 2.0)) * traits.slots / traits.service / 2
     return host
+
+
+def _cards(rng: random.Random) -> tuple[GpuPolicy | None, list[int]]:
+    """Half of the hosts have GPUs: room for all that may ever be wanted at once, whichever of their cards is lost."""
+    if rng.random() < 0.5:
+        return None, []
+    each = rng.choice((1, 2, 3))  # instances on one card
+    need = rng.choice((6, 13))
+    cards = [(each * need + 1) * GB] * (6 // each + rng.choice((0, 1, 2)))
+    return GpuPolicy(need_bytes=need * GB, reserve_bytes=GB // 2), cards
 
 
 class Schedule:
@@ -78,7 +93,8 @@ class Schedule:
         busy = rng.uniform(15.0, 80.0)
         if rng.random() < 0.85:
             host.users.come(host.users_rate * rng.choice((0.2, 0.6, 1.0)), busy)
-        self._plan(FAULTS, rng.choice((1, 1, 1, 2, 2, 3, 4)), busy)
+        faults = FAULTS if host.board is None else (*FAULTS, *CARD_FAULTS)
+        self._plan(faults, rng.choice((1, 1, 1, 2, 2, 3, 4)), busy)
         if rng.random() < 0.5:
             self._plan(COMMANDS, rng.choice((1, 1, 2, 3)), busy)
         host.run_until(host.engine.now + busy + rng.uniform(0.0, 30.0))
@@ -103,6 +119,8 @@ class Schedule:
         host.start_daemon()
         assert host.daemon is not None
         host.daemon.log.blind_until = 0.0
+        if host.board is not None:
+            host.board.restore()
         if host.desk.wants.pause is not None:
             host.desk.resume(host.daemon.loop)
         for name in sorted(host.desk.wants.drained):
@@ -138,6 +156,7 @@ class Schedule:
             return False
         self._looked_at = self.host.cycles
         self._help_the_parked()
+        self._clear_cards()
         return not self.unlike()
 
     _looked_at = -1
@@ -156,6 +175,17 @@ class Schedule:
                 host.tell(f"COMMAND restart {name}, as it is parked for good")
                 host.desk.restart(daemon.loop, (name,), host.engine.now, host.wall())
                 return
+
+    def _clear_cards(self) -> None:
+        """The person has mended what was quarantined, sees that NVML shows it well again, and says so."""
+        host, daemon = self.host, self.host.daemon
+        assert daemon is not None
+        for card in host.board.cards if host.board is not None else ():
+            record = host.store.cards.get(card.uuid)
+            seen_well = card.fact is not None and not card.fact.remap_failed
+            if record is not None and record.quarantine is not None and seen_well:
+                host.tell(f"COMMAND gpu clear {card.uuid}")
+                daemon.loop.clear_card(card.uuid, WHO)
 
     def unlike(self) -> list[str]:
         """What is not yet as wanted."""

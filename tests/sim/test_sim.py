@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.sim.faults import COMMANDS, FAULTS
+from tests.sim.faults import CARD_FAULTS, COMMANDS, FAULTS
 from tests.sim.run import Result, run_seed, run_seeds
 
 ROOT = Path(__file__).parents[2]
@@ -35,7 +35,11 @@ def test_a_thousand_hours_of_random_faults_violate_no_invariant(thousand_hours: 
 @pytest.mark.timeout(900)
 def test_the_thousand_hours_contain_every_fault_and_every_command(thousand_hours: list[Result]) -> None:
     injected: Counter[str] = sum((result.injected for result in thousand_hours), Counter())
-    rare = {act.__name__: injected[act.__name__] for act, _ in (*FAULTS, *COMMANDS) if injected[act.__name__] < 30}
+    rare = {
+        act.__name__: injected[act.__name__]
+        for act, _ in (*FAULTS, *CARD_FAULTS, *COMMANDS)
+        if injected[act.__name__] < 30
+    }
     assert not rare, f"too seldom to mean anything: {rare}"
     assert sum(result.answered for result in thousand_hours) > 50_000
 
