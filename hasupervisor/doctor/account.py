@@ -20,8 +20,8 @@ SHIPPED = "/usr/share/chatglm-ha"
 AGAIN = "systemctl restart chatglm-ha"
 
 
-def examine(shown: Mapping[str, str], settings: Config, path: Path, root: Path = Path("/")) -> list[Finding]:
-    """`shown`: the unit's properties (unit.py); `path`: the configuration; `root` is where the host's /proc is.
+def examine(shown: Mapping[str, str], settings: Config, path: Path) -> list[Finding]:
+    """`shown`: the unit's properties (unit.py); `path`: the configuration.
 
     Nothing where the unit is not there or runs as root, who may do everything.
     """
@@ -38,7 +38,6 @@ def examine(shown: Mapping[str, str], settings: Config, path: Path, root: Path =
         *_engine(settings, account, groups),
         *_nginx(settings, user),
         *_processes(shown, settings),
-        *_kernel_log(shown, settings, root),
     ]
     return found or [ok(CHECK, f"the daemon's user {user} may do what it has to")]
 
@@ -105,15 +104,6 @@ def _processes(shown: Mapping[str, str], settings: Config) -> list[Finding]:
         "instances inherit the daemon's sandbox: they cannot compile code, as torch does, and lose /tmp with the daemon"
     )
     return [warn(CHECK, sentence, drop_in("process-runtime.conf"))]
-
-
-def _kernel_log(shown: Mapping[str, str], settings: Config, root: Path) -> list[Finding]:
-    if settings.gpu.mode == "off" or not (root / "proc/driver/nvidia/version").exists():
-        return []
-    if "cap_syslog" in shown.get("AmbientCapabilities", "").lower():
-        return []
-    sentence = "the daemon may not read the kernel log: GPU faults are heard from NVML alone, which does not tell all"
-    return [warn(CHECK, sentence, drop_in("kernel-log.conf"))]
 
 
 def drop_in(name: str) -> str:

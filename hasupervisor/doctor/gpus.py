@@ -12,6 +12,7 @@ from pathlib import Path
 
 from hasupervisor.config import Config
 from hasupervisor.decide.gpu.ledger import GB, is_excluded
+from hasupervisor.doctor.account import drop_in
 from hasupervisor.doctor.engine import Engine
 from hasupervisor.doctor.finding import Finding, fail, ok, warn
 from hasupervisor.model import GpuPolicy
@@ -75,7 +76,7 @@ def kernel_log(driver: DriverView | None, daemon: int | None, root: Path = Path(
         return [ok(CHECK, "the kernel log can be read: GPU faults are heard, with the process at fault")]
     who = "the daemon" if daemon is not None else "a daemon of yours"
     sentence = f"{who} may not read the kernel log: GPU faults are heard from NVML alone, which does not tell all"
-    return [warn(CHECK, sentence, "run the daemon as root, or by the unit with the drop-in kernel-log.conf")]
+    return [warn(CHECK, sentence, drop_in("kernel-log.conf"))]
 
 
 def _module(root: Path) -> str | None:

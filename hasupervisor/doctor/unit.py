@@ -22,7 +22,6 @@ PROPERTIES = (
     "User",
     "PrivateTmp",
     "MemoryDenyWriteExecute",
-    "AmbientCapabilities",
 )
 
 

@@ -36,6 +36,7 @@ RIGHTS: dict[str, Any] = {
     "security_opt": ["seccomp=unconfined", "apparmor=unconfined"],
     "tmpfs": {"/run": "", "/run/lock": "", "/tmp": ""},
     "cgroupns": "private",
+    "sysctls": {"net.unix.max_dgram_qlen": "512"},  # what systemd sets where it boots a machine
 }
 
 
@@ -134,8 +135,13 @@ class Machine:
 
 
 @contextmanager
-def machine(engine: Engine, root_file_system: Path, folders: dict[Path, str], name: str = NAME) -> Iterator[Machine]:
-    """A booted host; `folders` of this machine are seen there, read-only, at the paths given."""
+def machine(
+    engine: Engine, root_file_system: Path, folders: dict[Path, str], name: str = NAME, volumes: tuple[str, ...] = ()
+) -> Iterator[Machine]:
+    """A booted host; `folders` of this machine are seen there, read-only, at the paths given.
+
+    `volumes` are folders of the host that lie on a disk and not in the layers of its image.
+    """
     image = f"{IMAGE}:{name}"
     with engine.client(timeout=120) as client:
         client.api.import_image_from_file(str(root_file_system), repository=IMAGE, tag=name)
@@ -147,6 +153,7 @@ def machine(engine: Engine, root_file_system: Path, folders: dict[Path, str], na
             hostname=name,
             name=name,
             tty=True,
+            volumes=list(volumes),
             host_config=client.api.create_host_config(binds=binds, **RIGHTS),
         )["Id"]
         try:
