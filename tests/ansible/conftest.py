@@ -17,7 +17,7 @@ from tests.system import supplies
 from tests.system.hosting import CHECKOUT, STANDIN, WHEELS
 from tests.system.machine import Machine, machine
 
-ALSO = ("openssh-server", "python3-apt", "rsync")
+ALSO = ("openssh-server", "python3-apt", "sudo")
 BUILD_S = 240.0
 SERVICE = {"runtime": "process", "instances": 2}
 PROCESS = {"command": ["/bin/sh", "-c", f"exec python3 {STANDIN}/server.py instance-$PORT"]}

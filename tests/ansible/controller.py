@@ -19,6 +19,7 @@ Document = dict[str, Any]
 FOLDER = ROOT / "deploy" / "ansible"
 PROGRAMS = Path(sys.executable).parent
 PLAY_S = 240.0
+USER = "deploy"
 
 _RECAP = re.compile(r"^(\S+)\s+: ok=(\d+)\s+changed=(\d+)\s+unreachable=(\d+)\s+failed=(\d+)", re.M)
 _TASK = re.compile(
@@ -50,14 +51,16 @@ class Played:
 
 
 class Controller:
-    """The desk: a key that the host knows, the host's own key, an inventory, and variables that all plays have."""
+    """The desk: a key of somebody with sudo there, the host's own key, an inventory, variables that all plays have."""
 
     def __init__(self, desk: Path, host: Machine, variables: dict[str, Any]) -> None:
         self.desk, self.host, self.variables = desk, host, variables
         self._key = desk / "key"
         run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(self._key))
-        host.run("mkdir", "-p", "-m", "700", "/root/.ssh")
-        host.put("/root/.ssh/authorized_keys", self._key.with_suffix(".pub").read_text())
+        host.run("useradd", "--create-home", USER)
+        host.put(f"/etc/sudoers.d/{USER}", f"{USER} ALL=(ALL) NOPASSWD: ALL\n")
+        host.run("mkdir", f"/home/{USER}/.ssh")
+        host.put(f"/home/{USER}/.ssh/authorized_keys", self._key.with_suffix(".pub").read_text())
         known = host.run("cat", "/etc/ssh/ssh_host_ed25519_key.pub").split()[:2]
         (desk / "known_hosts").write_text(" ".join([host.address, *known]) + "\n")
 
@@ -68,8 +71,9 @@ class Controller:
     def play_tasks(self, file: str) -> Played:
         """Plays one file of the role's tasks, and the handlers that it notifies."""
         include = {"ansible.builtin.include_role": {"name": "chatglm_ha", "tasks_from": file}}
+        play = {"hosts": "chatglm_servers", "become": True, "gather_facts": False, "tasks": [include]}
         playbook = self.desk / "tasks.yml"
-        playbook.write_text(json.dumps([{"hosts": "chatglm_servers", "gather_facts": False, "tasks": [include]}]))
+        playbook.write_text(json.dumps([play]))
         return self._play(playbook, ("gpu-host",), (), {})
 
     def _play(self, playbook: Path, hosts: tuple[str, ...], options: tuple[str, ...], variables: Document) -> Played:
@@ -81,7 +85,7 @@ class Controller:
         options = {"UserKnownHostsFile": self.desk / "known_hosts", "IdentitiesOnly": "yes", "BatchMode": "yes"}
         return {
             "ansible_host": self.host.address,
-            "ansible_user": "root",
+            "ansible_user": USER,
             "ansible_ssh_private_key_file": str(self._key),
             "ansible_ssh_common_args": " ".join(f"-o {name}={value}" for name, value in options.items()),
         }

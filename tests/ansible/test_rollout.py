@@ -53,14 +53,16 @@ def version(host: Machine) -> str:
 
 
 def files(host: Machine) -> str:
-    """What a play that is stopped must leave as it was."""
-    return host.run("stat", "-c", "%n %i %Y %a %U %G", CONFIG, INCLUDE, "/usr/bin/chatglm-had", "/usr/lib/chatglm-ha")
+    """What a play that is stopped must leave as it was: the texts, their rights, and all that dpkg has put there."""
+    owned = host.run("stat", "-c", "%n %a %U %G", CONFIG, INCLUDE)
+    return owned + host.run("sha256sum", CONFIG, INCLUDE) + host.run("dpkg", "--verify", "chatglm-ha")
 
 
-def reloads_of_systemd(host: Machine) -> int:
+def reloads_of_systemd(host: Machine) -> list[str]:
+    """When systemd has read its units since the boot, and what it said."""
     host.run("journalctl", "--sync")
-    said = host.run("journalctl", "--boot", "--no-pager", "--output", "cat", "_PID=1")
-    return len(re.findall(r"^Reloading\.$", said, re.M))
+    said = host.run("journalctl", "--boot", "--no-pager", "--output", "short-iso-precise", "_PID=1")
+    return [line for line in said.splitlines() if re.search(r": Reloading(\.|.* requested.*)$", line)]
 
 
 # --- the first run, and the same again --------------------------------------------------------------------------------
@@ -154,6 +156,18 @@ def test_where_the_package_finds_no_python_it_is_said_how_to_get_one(host: Machi
         assert "apt-get install python3.11 python3.11-venv on Ubuntu 22.04" in played.words
     finally:
         host.run("rm", "-r", "/srv/odd", "/srv/chatglm-ha_0.1.3.deb")
+
+
+def test_a_package_that_dpkg_cannot_install_leaves_the_host_its_configuration(host: Machine, site: Site) -> None:
+    shell = "cd /srv; dpkg-deb --raw-extract chatglm-ha_0.1.1.deb odd; sed -i 's/0.1.1$/0.1.4/' odd/DEBIAN/control\n"
+    shell += "printf '#!/bin/sh\\nexit 1\\n' >odd/DEBIAN/preinst; dpkg-deb -Znone --build odd chatglm-ha_0.1.4.deb"
+    host.run("bash", "-eu", "-c", shell)
+    try:
+        site.take(host, "/srv/chatglm-ha_0.1.4.deb")
+        wanted = "gpu-host has chatglm-ha installed 0.1.0, not 0.1.4; what runs goes on"
+        assert_stopped(site, wanted, chatglm_ha_version="0.1.4", chatglm_ha_health={"interval": 0.9})
+    finally:
+        host.run("rm", "-r", "/srv/odd", "/srv/chatglm-ha_0.1.4.deb")
 
 
 # --- what is taken over -----------------------------------------------------------------------------------------------
