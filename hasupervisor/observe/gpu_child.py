@@ -160,9 +160,13 @@ def watch(period: float, processes_every: float, skip: frozenset[int], speech: S
     nvml.nvmlInit()
     speech.add(up={"driver": nvml.nvmlSystemGetDriverVersion(), "count": nvml.nvmlDeviceGetCount()})
     look = Look(processes_every, speech)
+    listed = None
     while True:
         speech.go(begin="driver")
         count = nvml.nvmlDeviceGetCount()
+        if count != listed:
+            look.forget()
+            listed = count
         for index in range(count):
             if index not in skip:
                 look.at(index)
@@ -177,7 +181,14 @@ class Look:
         self._processes_every = processes_every
         self._speech = speech
         self._cards: dict[int, Card] = {}
-        self._uuids: dict[int, str] = {}  # as last told; while NVML is loaded its indices do not shift
+        self._uuids: dict[int, str] = {}  # as last told; while as many are listed the indices do not shift
+
+    def forget(self) -> None:
+        """A card came or went: who is at which index shows when all are opened again."""
+        for card in self._cards.values():
+            card.close()
+        self._cards.clear()
+        self._uuids.clear()
 
     def at(self, index: int) -> None:
         self._speech.go(begin=index, uuid=self._uuids.get(index))

@@ -305,7 +305,10 @@ async def test_a_driver_that_is_unloaded_leaves_the_cards_known_with_their_age(n
         assert [card.uuid for card in sense.view().cards] == list(nvml.uuids)
 
 
-async def test_a_card_that_is_not_listed_any_more_is_missing_whatever_took_its_index(nvml: NvmlDouble) -> None:
+@pytest.mark.parametrize("anew", [False, True], ids=["to the same child", "to a new child"])
+async def test_a_card_that_is_not_listed_any_more_is_missing_whatever_took_its_index(
+    nvml: NvmlDouble, anew: bool
+) -> None:
     gone, stays = nvml.cards
     async with sensing(nvml.environment) as sense:
         await all_seen(sense, nvml)
@@ -313,7 +316,8 @@ async def test_a_card_that_is_not_listed_any_more_is_missing_whatever_took_its_i
         nvml.tell()
         pid = sense.child_pid()
         assert pid is not None
-        os.kill(pid, signal.SIGKILL)
+        if anew:
+            os.kill(pid, signal.SIGKILL)
         await eventually(lambda: view(sense, gone).missing_since is not None, "missing", WITHIN)
         seen = await renewed(sense, stays)
         assert (seen.index, view(sense, stays).missing_since) == (0, None)

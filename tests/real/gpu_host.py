@@ -8,10 +8,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+import httpx
+
 from tests.doubles.nvml.cards import Card, NvmlDouble
 from tests.real.daemon import BIN, PATIENT, Daemon, Document, Settings, daemon, wall
 
 GIB = 1 << 30
+CLEAR_S = 10.0
 NEED: Settings = {"gpu": {"mode": "auto", "memory_gb": 13.0}}
 """One instance a card of 24 GB."""
 
@@ -21,6 +24,7 @@ class GpuHost:
 
     def __init__(self, daemon: Daemon, nvml: NvmlDouble, log: Path) -> None:
         self.daemon, self.nvml = daemon, nvml
+        self._temperature: int | None = None  # of all cards, once it was told
         os.mkfifo(log)
         # Held open to read as well: what is written while no daemon reads waits for the next one.
         self._log = os.open(log, os.O_RDWR | os.O_NONBLOCK)
@@ -43,6 +47,29 @@ class GpuHost:
         """What people call it by."""
         return self.nvml.cards.index(card)
 
+    def mend(self) -> None:
+        """All cards are idle and well again, and the daemon has seen it."""
+        told = [(card.numbers, card.failing, card.hanging, card.processes) for card in self.nvml.cards]
+        mark = {"temperature": self._temperature}
+        if self._temperature is not None and all(each == (mark, {}, set(), {}) for each in told):
+            return
+        for card in self.nvml.cards:
+            card.numbers, card.failing, card.hanging, card.processes = {}, {}, set(), {}
+        self.wait_until_seen()
+
+    def wait_until_seen(self) -> None:
+        """Tells what the cards are now, and waits until the daemon knows it: by a temperature that none of them had."""
+        self._temperature = 30 if self._temperature is None else 30 + (self._temperature - 29) % 60
+        for card in self.nvml.cards:
+            card.numbers["temperature"] = self._temperature
+        self.nvml.tell()
+
+        def seen(status: Document) -> bool:
+            shown = {gpu["uuid"]: gpu["temperature_c"] for gpu in status["gpus"]}
+            return all(shown.get(card.uuid) == self._temperature for card in self.nvml.cards)
+
+        self.daemon.wait_for(seen, "the cards are seen as they are now")
+
     def occupy(self, *, bytes_: int = 12 * GIB) -> None:
         """NVML lists every instance that runs now on the card that it was given."""
         for card in self.nvml.cards:
@@ -50,7 +77,7 @@ class GpuHost:
         for instance in self.daemon.status()["instances"]:
             for uuid in instance["gpus"]:
                 self.card(uuid).processes[instance["pid"]] = bytes_
-        self.nvml.tell()
+        self.wait_until_seen()
 
     def xid(self, card: Card, code: int, *, pid: int | None = None, words: str = "") -> float:
         """The kernel writes an Xid of that card. Returns when (wall clock)."""
@@ -62,6 +89,12 @@ class GpuHost:
         """The kernel writes a line. Returns when (wall clock)."""
         os.write(self._log, f"4,1,1,-;{line}\n".encode())
         return time.time()
+
+    def clear(self, card: Card) -> None:
+        """What `chatglm-hactl gpu clear` asks for; it returns when a cycle has judged the card anew."""
+        with httpx.Client(transport=httpx.HTTPTransport(uds=str(self.daemon.socket)), timeout=CLEAR_S) as client:
+            answer = client.post(f"http://ha/v1/gpus/{card.uuid}/clear", json={})
+        assert answer.status_code == 200, answer.text
 
     # --- where instances are ------------------------------------------------------------------------------------------
 
@@ -97,11 +130,15 @@ class GpuHost:
         """Waits for an entry of the history about that card that has these words, and returns it."""
         return self.note(f"GPU {self.index(card)}", *words, since=since, within=within)
 
+    def is_since(self, entry: Document, since: float) -> bool:
+        """Whether an entry of the history was written then (Unix seconds) or later."""
+        return at(entry) >= since - 0.001  # the history has milliseconds
+
     def note(self, subject: str, *words: str, since: float = 0.0, within: float = 20.0) -> Document:
         """Waits for an entry of the history that has these words, and returns it."""
 
         def told(_: Document) -> Document | None:
-            mine = [e for e in self.daemon.history() if e["subject"] == subject and at(e) >= since - 0.001]
+            mine = [e for e in self.daemon.history() if e["subject"] == subject and self.is_since(e, since)]
             return next((e for e in mine if all(word in e["sentence"] for word in words)), None)
 
         return self.daemon.wait_for(told, f"the history tells of {subject}: {words}", within, every=0.05)

@@ -8,6 +8,6 @@ from hasupervisor.daemon import main
 from hasupervisor.decide.gpu import judge
 
 if __name__ == "__main__":
-    judge.SLICE = 0.5
+    judge.SLICE = 1.1  # of seconds: more than the second between two figures
     judge.LEAK_SETTLES = 1.0
     sys.exit(main())
