@@ -136,4 +136,22 @@ MUTANTS = (
         "surplus = len(staying) - world.wants.desired\n",
         "surplus = len(staying) - world.wants.desired\n    surplus -= surplus > 0\n",
     ),
+    Mutant(
+        "two instances load on one card at the same time",
+        "gpu/ledger.py",
+        "if self.one_at_a_time and others:",
+        "if False:",
+    ),
+    Mutant(
+        "newcomers are placed on a card that is given up",
+        "gpu/ledger.py",
+        "return None if judgement.state is CardState.OK else (judgement.reason or judgement.state.value)",
+        "return None",
+    ),
+    Mutant(
+        "the only one that serves is drained off its card although it works",
+        "plan.py",
+        '"nobody else serves" if around.last else _paused(world)',
+        "_paused(world)",
+    ),
 )
