@@ -19,6 +19,7 @@ from hasupervisor.report import answers
 from hasupervisor.report import api as api_module
 from hasupervisor.report.desk import Failed, Invalid, Refused, ReplayAsked, Unavailable
 from tests.report import schema
+from tests.report.cards import WITH_GPUS
 from tests.report.clerk import Clerk
 from tests.report.example import SNAPSHOT, judged
 from tests.report.schema import conforms
@@ -345,9 +346,9 @@ async def test_the_requests_are_those_of_the_description() -> None:
     page = Path(__file__).parents[2].joinpath("docs", "control-api.md").read_text()
     described = re.findall(r"^\| `(GET|POST|DELETE) (/v1\S*)` \|", page, re.MULTILINE)
     assert len(described) >= 20
-    async with served() as ha:
+    async with served(Clerk(snapshot=WITH_GPUS)) as ha:
         for method, path in described:
-            target = path.replace("{name}", "chatglm-01").replace("{id}", "op-7")
+            target = path.replace("{name}", "chatglm-01").replace("{id}", "op-7").replace("{gpu}", "0")
             answer = await ha.client.request(method, target)
             assert answer.status_code in (200, 202, 400), f"{method} {path}: {answer.text}"
             assert answer.status_code != 400 or answer.json()["detail"].endswith("is missing"), answer.text

@@ -15,6 +15,8 @@ from structlog.testing import capture_logs
 
 from hasupervisor.report.connection import Limits
 from tests.report import schema
+from tests.report.cards import WITH_GPUS
+from tests.report.clerk import Clerk
 from tests.report.schema import conforms
 from tests.report.serving import Served, rest_of, served, until
 
@@ -25,6 +27,7 @@ TARGETS = [
     "/v1/pause",
     "/v1/resume",
     "/v1/instances/chatglm-01/drain",
+    "/v1/gpus/0/quarantine",
     "/v1/nginx/test",
     "/v1/config/reload",
 ]
@@ -34,7 +37,7 @@ TARGETS = [
 async def quiet(limits: Limits | None = None) -> AsyncIterator[Served]:
     """A served socket that has logged nothing at the end, and still answers."""
     with capture_logs() as logged:
-        async with served(limits=limits) as ha:
+        async with served(Clerk(snapshot=WITH_GPUS), limits) as ha:
             yield ha
             assert (await ha.client.get("/v1/status")).status_code == 200
         assert logged == []
