@@ -36,7 +36,19 @@ for unit in "$tree"/usr/lib/systemd/system/*; do
   fi
 done
 
+lay_papers() {
+  local doc=$tree/usr/share/doc/chatglm-ha when
+  when=$(git log -1 --format=%cd --date=rfc2822 2>/dev/null || true)
+  install -m 644 deploy/debian/copyright "$doc/copyright"
+  printf 'chatglm-ha (%s) unstable; urgency=medium\n\n  * See /usr/share/doc/chatglm-ha/CHANGELOG.md.gz.\n\n -- %s  %s\n' \
+    "$version" "$(sed -n 's/^Maintainer: //p' deploy/debian/control)" "${when:-$(date -R)}" |
+    gzip -9n >"$doc/changelog.gz"
+  gzip -9nc CHANGELOG.md >"$doc/CHANGELOG.md.gz"
+  install -D -m 644 deploy/debian/lintian-overrides "$tree/usr/share/lintian/overrides/chatglm-ha"
+}
+
 version=$(sed -n 's/^__version__ = "\(.*\)"$/\1/p' hasupervisor/__init__.py)
+lay_papers
 architecture=$(dpkg --print-architecture)
 mkdir "$tree/DEBIAN"
 sed -e "s/@VERSION@/$version/" -e "s/@ARCHITECTURE@/$architecture/" -e "s/@PYTHON@/$(basename "$PYTHON")/" \

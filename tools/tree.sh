@@ -42,7 +42,7 @@ lay_environment() {
   lay_completions "$made/bin/python"
   # Nothing is installed into it later: the next version is another environment.
   "$made/bin/python" -m pip uninstall -q -y --root-user-action=ignore setuptools pip
-  rm -f "$made"/bin/{activate*,Activate*,pip*} "$made"/lib/*/site-packages/chatglm_ha-*.dist-info/direct_url.json
+  rm -f "$made"/.gitignore "$made"/bin/{activate*,Activate*,pip*} "$made"/lib/*/site-packages/chatglm_ha-*.dist-info/direct_url.json
   grep -rlI -e "$made" "$made/bin" "$made/pyvenv.cfg" 2>/dev/null | xargs -r sed -i "s|$made|$lib|g"
 }
 

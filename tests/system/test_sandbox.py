@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
+from collections.abc import Iterator
 
 import pytest
 
+from hasupervisor.doctor import account
 from tests.checkout import ROOT
 from tests.system.hosting import CONFIG, SETTINGS, UNIT, until, until_green, users
 from tests.system.machine import Machine
@@ -14,6 +17,7 @@ from tests.system.machine import Machine
 pytestmark = pytest.mark.timeout(900)  # the first run fetches Debian and the packages
 
 WORST = 1.7  # systemd-analyze says 1.6, and 9.2 without the sandbox; issue: at most 1.7
+CAP_SYSLOG = 34  # its bit, from linux/capability.h
 MINE = "/var/lib/chatglm-ha/mine", "/run/chatglm-ha/mine", "/var/log/chatglm-ha/mine"
 NOT_MINE = (
     "/usr/bin/mine",
@@ -97,6 +101,57 @@ def test_whoever_is_in_nginx_s_group_can_write_to_the_log_socket_and_to_nothing_
     with users(served) as seen:
         until(lambda: any(i["qps"] for i in served.document("status")["instances"]), "lines of the access log")
     assert seen.failures == [], str(seen)
+
+
+# --- what the shipped drop-ins give back ------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def drop_in(host: Machine, name: str) -> Iterator[None]:
+    """The drop-in in effect, by the commands that `doctor` and the pages name."""
+    folder = f"/etc/systemd/system/{UNIT}.service.d"
+    host.run("bash", "-c", account.drop_in(name))
+    try:
+        yield
+    finally:
+        host.run("rm", "-r", folder)
+        host.run("systemctl", "daemon-reload")
+        host.run("systemctl", "restart", UNIT)
+        until_green(host)
+
+
+def test_with_the_drop_in_for_processes_a_new_instance_may_compile_code_and_keeps_its_tmp(served: Machine) -> None:
+    # What it starts asks the kernel, as torch does, for memory that it may write and run.
+    tries = "python3 -c 'import mmap; mmap.mmap(-1, 4096, prot=7)' && echo it may || echo it may not; exec python3"
+    served.put(CONFIG, SETTINGS.replace("exec python3", tries))
+    served.run("systemctl", "reload", UNIT)
+    served.run("chatglm-hactl", "restart", "chatglm-01")
+    assert served.run("chatglm-hactl", "logs", "chatglm-01").splitlines().count("it may not") == 1
+    with drop_in(served, "process-runtime.conf"):
+        until_green(served)
+        served.run("chatglm-hactl", "restart", "chatglm-01")
+        assert served.run("chatglm-hactl", "logs", "chatglm-01").splitlines().count("it may") == 1
+        served.put(CONFIG, SETTINGS)
+        pid = next(i["pid"] for i in served.document("status")["instances"] if i["name"] == "chatglm-01")
+        served.run(*inside(served, pid), "touch", "/tmp/mine")
+    served.run(*inside(served, pid), "rm", "/tmp/mine")  # the daemon has been started again
+
+
+def test_with_the_drop_in_for_the_kernel_log_the_daemon_alone_may_read_it(served: Machine) -> None:
+    with drop_in(served, "kernel-log.conf"):
+        until_green(served)
+        served.run("chatglm-hactl", "restart", "--all")  # none that was started without the drop-in
+        daemon, *instances = everybody(served)
+        assert capabilities(served, daemon, "CapEff") == 1 << CAP_SYSLOG
+        for pid in instances:
+            assert capabilities(served, pid, "CapEff") == 0
+            assert capabilities(served, pid, "CapAmb") == 0
+
+
+def capabilities(host: Machine, pid: int, name: str) -> int:
+    found = re.search(rf"^{name}:\s*(\w+)$", host.run("cat", f"/proc/{pid}/status"), re.M)
+    assert found is not None
+    return int(found[1], 16)
 
 
 # --- root's helper ----------------------------------------------------------------------------------------------------
