@@ -45,15 +45,16 @@ def plan(world: World) -> Plan:
     world, gone = _let_go(world)
     notes = [Note(name, "gone", "is gone: no longer wanted") for name in gone]
     problem = None
-    if world.settled and world.runtime.listed_at is not None:
+    looks = not world.settled or world.runtime.listed_at is None
+    if looks:
+        world = _resume(world)
+    cards = judge_cards(world)
+    if not looks:
         if not world.wants.pause or _commanded(world):
-            member = scaling.membership(world)
+            member = scaling.membership(world, _card_ranks(cards))
             world, problem = replace(world, instances=member.instances), member.problem
             notes.extend(member.notes)
         world = rollout.begin(world)
-    else:
-        world = _resume(world)
-    cards = judge_cards(world)
     if cards is not None:
         world = replace(world, instances=tuple(remember(seen, cards) for seen in world.instances))
         notes.extend(cards.notes)
@@ -89,6 +90,11 @@ def plan(world: World) -> Plan:
         room=books.room() if books is not None else None,
         no_room=books.no_room() if books is not None else None,
     )
+
+
+def _card_ranks(cards: Cards | None) -> scaling.Ranks:
+    """Who goes first when fewer are wanted, as far as GPUs are concerned."""
+    return scaling.card_ranks(shown(cards, cards.books)) if cards is not None else scaling.NO_CARDS
 
 
 def _let_go(world: World) -> tuple[World, tuple[str, ...]]:

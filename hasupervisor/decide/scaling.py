@@ -17,7 +17,8 @@ Ranks = Mapping[str, int]
 
 NO_CARDS: Ranks = MappingProxyType({})
 
-_BADNESS = {CardState.OK: 0, CardState.SUSPECT: 1, CardState.QUARANTINED: 2, CardState.LOST: 3}
+_BADNESS = {CardState.OK: 0, CardState.SUSPECT: 2, CardState.QUARANTINED: 3, CardState.LOST: 4}
+_NOT_QUITE_WELL = 1  # placed on, and something is said of it: it is throttled, or leaks
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,8 +57,14 @@ def card_ranks(cards: Sequence[CardJudged]) -> Ranks:
     ranks: dict[str, int] = {}
     for card in cards:
         for name in card.instances:
-            ranks[name] = max(ranks.get(name, 0), _BADNESS[card.state])
+            ranks[name] = max(ranks.get(name, 0), _badness(card))
     return ranks
+
+
+def _badness(card: CardJudged) -> int:
+    if card.state is CardState.OK and card.reason is not None and not card.excluded:
+        return _NOT_QUITE_WELL
+    return _BADNESS[card.state]
 
 
 def victims(
@@ -66,14 +73,14 @@ def victims(
     """The `count` instances that cost least to lose, the first to go first.
 
     Those that do not serve; then those on the worst card; then those with the least to do; then the newest. What they
-    have to do is compared by powers of two (none, 1, 2 or 3, 4 to 7, ...), so that a request more or less does not
+    have to do is compared by powers of two (at most 1, 2 or 3, 4 to 7, ...), so that a request more or less does not
     change who goes; who may have anything to do, for all that is known, comes after all who are known.
     """
 
     def cost(seen: Seen) -> tuple[bool, int, bool, int, int]:
         record = seen.record
         work = load.in_flight(seen.probe, seen.traffic, policy, now)
-        doublings = int(work).bit_length() if work is not None else 0
+        doublings = (int(work) // 2).bit_length() if work is not None else 0
         return record.in_rotation, -ranks.get(record.name, 0), work is None, doublings, -_number(record.name)
 
     return tuple(seen.record.name for seen in sorted(staying, key=cost)[:count])

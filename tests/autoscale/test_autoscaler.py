@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from hasupervisor.model import OperationState, Pause, State
+from hasupervisor.model import Note, OperationState, Pause, State
 from tests.autoscale.hosting import RULES, Host
 
 
@@ -163,6 +163,18 @@ def test_without_memory_on_any_gpu_it_says_so_and_stays() -> None:
     held = host.autoscaler.opinions(host.now)["thresholds"].held_back_by
     assert held == "no GPU has 13.0 GB for it: GPU 0: 1.0 GB for newcomers"
     assert ("held", "held back") in host.decided
+
+
+def test_the_one_on_a_quarantined_card_goes_first_though_it_is_the_oldest() -> None:
+    host = Host(cards=3)
+    host.begin(RULES, mode="manual", desired=3)
+    host.run(60)
+    first = host.lives["chatglm-01"].fact.gpus[0]
+    host.loop.quarantine_card(first, "its fan is loud", "alice")
+    host.loop.want(replace(host.loop.wants, desired=2), Note("scale", "scale", "3 -> 2", "alice"))
+    host.run(60)
+    assert first not in {uuid for life in host.lives.values() for uuid in life.fact.gpus}
+    assert sorted(host.lives) == ["chatglm-02", "chatglm-03"]
 
 
 def test_one_that_is_given_up_is_no_capacity(host: Host) -> None:

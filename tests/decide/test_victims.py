@@ -49,7 +49,8 @@ def instance(number: int, work: int | str | None = 0, *, serves: bool = True) ->
     ("works", "ranks", "order"),
     [
         pytest.param([0, 0, 0], {}, [3, 2, 1], id="all the same: the newest"),
-        pytest.param([0, 1, 3], {}, [1, 2, 3], id="the least to do before the newest"),
+        pytest.param([0, 2, 4], {}, [1, 2, 3], id="the least to do before the newest"),
+        pytest.param([0, 1, 0], {}, [3, 2, 1], id="a single request is none"),
         pytest.param([4, 5, 7], {}, [3, 2, 1], id="a request more or less is the same"),
         pytest.param([4, 8, 3], {}, [3, 1, 2], id="twice as many is not the same"),
         pytest.param([2, 0, 40], {3: 1}, [3, 2, 1], id="a suspect card before little to do"),
@@ -87,16 +88,19 @@ def test_what_an_instance_said_long_ago_is_not_what_it_has_to_do() -> None:
 
 
 def test_an_instance_is_as_badly_off_as_its_worst_card() -> None:
-    def card(uuid: str, state: CardState, *names: str) -> CardJudged:
-        return CardJudged(CardView(uuid, 0), CardRecord(uuid), state, instances=names)
+    def card(uuid: str, state: CardState, *names: str, reason: str | None = None) -> CardJudged:
+        return CardJudged(CardView(uuid, 0), CardRecord(uuid), state, reason, instances=names)
 
     cards = (
         card("GPU-1", CardState.OK, "chatglm-01", "chatglm-02"),
-        card("GPU-2", CardState.SUSPECT, "chatglm-02"),
-        card("GPU-3", CardState.QUARANTINED, "chatglm-03"),
-        card("GPU-4", CardState.LOST, "chatglm-04"),
+        card("GPU-2", CardState.SUSPECT, "chatglm-02", reason="one more fault and it is quarantined"),
+        card("GPU-3", CardState.QUARANTINED, "chatglm-03", reason="by hand"),
+        card("GPU-4", CardState.LOST, "chatglm-04", reason="fell off the bus"),
+        card("GPU-5", CardState.OK, "chatglm-05", reason="throttled in 7 of the last 10 minutes"),
     )
-    assert card_ranks(cards) == {"chatglm-01": 0, "chatglm-02": 1, "chatglm-03": 2, "chatglm-04": 3}
+    ranks = card_ranks(cards)
+    assert sorted(ranks, key=lambda name: ranks[name]) == [f"chatglm-0{n}" for n in (1, 5, 2, 3, 4)]
+    assert ranks["chatglm-01"] == 0
 
 
 def test_the_membership_marks_the_one_on_the_bad_card_although_it_is_the_oldest_and_the_busiest() -> None:
