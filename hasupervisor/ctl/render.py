@@ -101,10 +101,10 @@ def detail(status: Document, instance: Document, paint: Paint) -> list[str]:
     head = f"{paint(colour.upper(), colour)} {name}: {instance.text('state')} for {since(instance.text('since'), now)}"
     problems = _problems(status, paint, of=instance.text("name"))
     lines = [head, clean(instance.text("reason")), *banners(status, paint), *problems, ""]
-    return lines + [f"{key:<13} {value}" for key, value in _facts(instance, now)]
+    return lines + [f"{key:<13} {value}" for key, value in _facts(status, instance, now)]
 
 
-def _facts(instance: Document, now: datetime) -> list[tuple[str, str]]:
+def _facts(status: Document, instance: Document, now: datetime) -> list[tuple[str, str]]:
     attempts, failure = instance.maybe_part("attempts"), instance.maybe_part("last_failure")
     retry, routed = instance.maybe_number("retry_in_s"), instance.flag("routed")
     facts = [
@@ -114,7 +114,7 @@ def _facts(instance: Document, now: datetime) -> list[tuple[str, str]]:
         ("runtime id", instance.maybe_text("runtime_id") or "-"),
         ("pid", number(instance.maybe_number("pid"))),
         ("image", instance.maybe_text("image") or "-"),
-        ("gpus", ", ".join(instance.texts("gpus")) or "-"),
+        ("gpus", ", ".join(_card_words(status, uuid) for uuid in instance.texts("gpus")) or "-"),
         (
             "in flight",
             f"{number(instance.maybe_number('in_flight'))}, {number(instance.maybe_number('queued'))} queued",
@@ -129,6 +129,12 @@ def _facts(instance: Document, now: datetime) -> list[tuple[str, str]]:
         at = failure.text("at")
         facts.append(("last failure", f"{failure.text('reason')}, {since(at, now)} ago ({clock(at)})"))
     return [(key, clean(value)) for key, value in facts]
+
+
+def _card_words(status: Document, uuid: str) -> str:
+    """`0, ok (GPU-6a1f…)`; the UUID alone of a card that is not listed."""
+    card = next((one for one in status.parts("gpus") if one.text("uuid") == uuid), None)
+    return uuid if card is None else f"{number(card.maybe_number('index'))}, {card.text('state')} ({uuid})"
 
 
 def _problems(status: Document, paint: Paint, *, of: str | None = None) -> list[str]:

@@ -131,6 +131,26 @@ def test_a_quarantine_of_the_last_card_with_room_does_not_advise_to_move(hactl: 
     ]
 
 
+def test_a_quarantine_of_a_card_that_was_given_up_already_claims_nothing_of_what_runs_there(
+    hactl: Run, daemon: StandIn
+) -> None:
+    held = {"reason": "its firmware has stopped", "needs": "reset", "by": "chatglm-ha", "since": documents.NOW}
+    reason = "its firmware has stopped (Xid 119); needs a reset, or a reboot"
+    card = documents.gpu(0, "quarantined", reason, quarantine=held)
+    daemon.state.instead["/v1/gpus/0/quarantine"] = (200, card)
+    assert hactl("gpu", "quarantine", "0").stderr.splitlines() == [
+        f"GPU 0 ({card['uuid']}) was given up already: {reason}",
+        "your quarantine holds on when that has ended",
+        f"to give it back: chatglm-hactl gpu clear {card['uuid']}",
+    ]
+
+
+def test_the_status_of_one_instance_names_its_card_as_people_do(hactl: Run, daemon: StandIn) -> None:
+    card = documents.gpu(3, "suspect", "it is silent")
+    daemon.state.status = documents.status(documents.instance(1, gpus=[card["uuid"], "GPU-gone"]), gpus=[card])
+    assert f"\ngpus          3, suspect ({card['uuid']}), GPU-gone\n" in hactl("status", "chatglm-01").stdout
+
+
 @pytest.mark.parametrize(
     ("card", "code", "words"),
     [

@@ -62,11 +62,13 @@ def quarantine(ctx: click.Context, gpu: str, reason: str | None) -> int:
     if settings.json:
         emit_json(card.raw)
         return Exit.DONE
-    say(
-        f"{_named(card)} is quarantined: no instance is placed on it",
-        *_staying(card, settings.client.get("/v1/gpus").maybe_part("room")),
-        f"to give it back: chatglm-hactl gpu clear {card.text('uuid')}",
-    )
+    held, back = card.maybe_part("quarantine"), f"to give it back: chatglm-hactl gpu clear {card.text('uuid')}"
+    if held is not None and held.text("needs") != "word":
+        reason = clean(card.maybe_text("reason") or held.text("reason"))
+        say(f"{_named(card)} was given up already: {reason}", "your quarantine holds on when that has ended", back)
+        return Exit.DONE
+    staying = _staying(card, settings.client.get("/v1/gpus").maybe_part("room"))
+    say(f"{_named(card)} is quarantined: no instance is placed on it", *staying, back)
     return Exit.DONE
 
 
