@@ -150,6 +150,7 @@ def drill_settings(config: Config) -> DrillSettings:
         socket=config.control.socket,
         nginx=nginx_settings(config),
         in_containers=config.service.runtime == "docker",
+        engine=config.docker_host,
         prompt=health.prompt,
         dialect=health.dialect,
         hang_after=health.hang_after,

@@ -41,6 +41,7 @@ class DrillSettings:
     socket: Path  # the daemon's own
     nginx: NginxSettings
     in_containers: bool
+    engine: str  # docker.host
     prompt: str
     dialect: str
     hang_after: float
@@ -285,7 +286,10 @@ async def _aimed(order: Order, target: Judged | None, settings: DrillSettings) -
         return replace(order, target=await aim.at_master(settings.nginx))
     if target is None:
         return order
-    process = aim.at_instance(target, in_container=settings.in_containers)
+    process, by_engine = aim.at_instance(target, order.fault, in_container=settings.in_containers)
+    if by_engine:
+        assert target.fact is not None
+        order = replace(order, engine=settings.engine, container=target.fact.runtime_id)
     return replace(order, target=process, address=await _hooked(target) if order.fault is Fault.SICK else None)
 
 

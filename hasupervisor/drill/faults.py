@@ -11,6 +11,8 @@ from hasupervisor.drill.order import LASTING, OF_AN_INSTANCE, Fault, Order
 from hasupervisor.model import Address
 from hasupervisor.observe.exchange import Missed, NotAsked, Question, exchange
 from hasupervisor.runtimes import process_records
+from hasupervisor.runtimes.base import RuntimeTrouble
+from hasupervisor.runtimes.dockerd import Deadlines, Dockerd
 
 HOOK = "/drill"
 HOOK_S = 5.0
@@ -31,7 +33,10 @@ async def make(order: Order, guardian: Guardian, load: Load) -> None:
     match order.fault:
         case Fault.KILL | Fault.DAEMON | Fault.GATEWAY:
             assert order.target is not None
-            process_records.signal_process(order.target, signal.SIGKILL)
+            if order.engine is None:
+                process_records.signal_process(order.target, signal.SIGKILL)
+            else:
+                await _kill_by_engine(order.engine, order.container)
         case Fault.HANG:
             assert order.target is not None
             await guardian.hold(order.target, longest)
@@ -44,6 +49,15 @@ async def make(order: Order, guardian: Guardian, load: Load) -> None:
         case Fault.SPIKE:
             load.sheds = True
             load.rate = order.spike_rate
+
+
+async def _kill_by_engine(host: str, container: str) -> None:
+    """dockerd kills the main process, which for the daemon is a death like any other: it does not start it again."""
+    dockerd = Dockerd(host, Deadlines())
+    try:
+        await dockerd.ask_engine(f"kill {container[:12]}", lambda client: client.kill(container, "KILL"))
+    except RuntimeTrouble as trouble:
+        raise NotMade(str(trouble)) from trouble
 
 
 async def undo(order: Order, guardian: Guardian, load: Load) -> None:

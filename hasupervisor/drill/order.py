@@ -49,6 +49,10 @@ class Order:
     path: str  # the drill's sheet
     target: Identity | None = None  # the process that the signals go to
     address: Address | None = None  # of an instance that makes itself sick
+    engine: str | None = (
+        None  # docker.host, where dockerd has to send the signal: the daemon may not; "" is its default
+    )
+    container: str = ""  # of that engine
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), ensure_ascii=False)

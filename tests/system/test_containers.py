@@ -137,6 +137,16 @@ def test_a_reload_with_a_mistake_fails_with_file_and_line(started: Machine) -> N
     assert containers(started) == before
 
 
+def test_a_killed_container_costs_no_request_although_the_daemon_may_not_signal_it(started: Machine) -> None:
+    drilled = json.loads(shell(started, "chatglm-hactl drill kill chatglm-02 --yes --json 2>/dev/null"))
+    assert drilled["state"] == "done", drilled
+    assert drilled["load"]["failed"] == 0, drilled
+    refused = started.ask("chatglm-hactl", "drill", "hang", "chatglm-02", "--yes")
+    assert refused.code == 5
+    assert "the daemon may not signal chatglm-02" in refused.output
+    until_green(started)
+
+
 AS_ROOT = """\
 [Service]
 User=root
