@@ -14,6 +14,7 @@ from hasupervisor.autoscaler import Autoscaler
 from hasupervisor.config import Config, ConfigError
 from hasupervisor.decide import scaling
 from hasupervisor.decide.autoscale.replay import Row, Total
+from hasupervisor.decide.gpu.homes import homeless
 from hasupervisor.drill.drills import Drills
 from hasupervisor.loop import Loop, next_operation_id, running_operations
 from hasupervisor.memory import Entry, MemoryTrouble, Scribe
@@ -172,6 +173,7 @@ class OperatorDesk:
             self._refuse_if_stuck(target)
         if not force:
             self._refuse_if_last(targets[0] if targets else None, command)
+            self._refuse_if_homeless(targets, command)
         before = tuple((j.record.name, j.record.restarts) for j in judged if j.record.name in targets)
         operation = self._operation(OperationKind.RESTART, by, tuple(targets), total=len(targets), before=before)
         self._loop.record_note(Note(name or "service", "restart", f"restart of {', '.join(targets)} begun", by))
@@ -310,6 +312,14 @@ class OperatorDesk:
                 f"{name} is the only one that serves: nobody would be answered meanwhile",
                 f"chatglm-hactl scale {self._loop.wants.desired + 1}, or chatglm-hactl {command} --force",
             )
+
+    def _refuse_if_homeless(self, names: Sequence[str], command: str) -> None:
+        plan, world = self._loop.latest, self._loop.world
+        if plan is None or world is None or world.gpus is None:
+            return
+        why = homeless(plan, world.gpus.driver.state, names)
+        if why is not None:
+            raise Refused(why, f"chatglm-hactl gpu list, or chatglm-hactl {command} --force")
 
     def _refuse_if_busy(self, name: str) -> None:
         for operation in running_operations(self._loop.operations):

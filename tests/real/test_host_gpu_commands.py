@@ -83,6 +83,22 @@ def test_a_lost_card_is_shown_without_figures_counted_and_not_given_back_by_a_wo
     assert one(host.daemon.status(), "chatglm-01")["state"] == "serving"
 
 
+def test_a_restart_that_would_end_what_no_card_has_room_for_is_refused(host: GpuHost) -> None:
+    hactl = host.daemon.hactl
+    assert hactl("scale", "2").code == 0
+    host.daemon.wait_until_green(2)
+    uuid = host.places()["chatglm-01"]
+    assert (
+        hactl("gpu", "quarantine", uuid).err.splitlines()[2].startswith("none could start elsewhere now: no GPU has ")
+    )
+    refused = hactl("restart", "chatglm-01")
+    assert (refused.code, "chatglm-01 would find no GPU again: no GPU has 13.0 GB" in refused.err) == (5, True)
+    assert "chatglm-hactl restart chatglm-01 --force" in refused.err
+    assert hactl("restart", "chatglm-02").code == 0, "its own card has its place"
+    assert hactl("gpu", "clear", uuid).code == 0
+    assert hactl("restart", "chatglm-01").code == 0
+
+
 def test_a_card_that_is_not_there_is_exit_6_with_those_there_are(host: GpuHost) -> None:
     ran = host.daemon.hactl("gpu", "clear", "GPU-")
     assert ran.code == 6

@@ -14,7 +14,7 @@ from hasupervisor.ctl.waiting import carry_out, waiting_options
 @instance_argument(required=False)
 @click.option("--all", "all_", is_flag=True, help="Every instance, one after another.")
 @waiting_options
-@click.option("--force", is_flag=True, help="Even where nothing would be left serving meanwhile.")
+@click.option("--force", is_flag=True, help="Even where nothing serves meanwhile, or no GPU has room for it again.")
 @click.pass_context
 def command(ctx: click.Context, name: str | None, all_: bool, no_wait: bool, timeout: float | None, force: bool) -> int:
     """Drain an instance, start it anew, wait until it serves.

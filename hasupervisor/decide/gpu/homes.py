@@ -1,0 +1,32 @@
+"""Who would not find a card again: a question that comes before an instance is ended by hand. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from hasupervisor.decide.gpu.ledger import WAITS
+from hasupervisor.model import Plan, State
+from hasupervisor.model.gpu import DriverState
+
+
+def homeless(plan: Plan, driver: DriverState, names: Collection[str]) -> str | None:
+    """Why those of `names` that serve could not all start again, were they ended now; None: they could.
+
+    Who is on a card that takes newcomers gets its place back; the others need room elsewhere.
+    """
+    if plan.room is None:
+        return None
+    works = driver is DriverState.OK
+    takes = {card.view.uuid for card in plan.cards if works and card.available_bytes is not None}
+    leaving = [
+        judged.record.name
+        for judged in plan.instances
+        if judged.record.name in names
+        and judged.state is State.SERVING
+        and judged.fact is not None
+        and not takes.issuperset(judged.fact.gpus)
+    ]
+    if len(leaving) <= plan.room:
+        return None
+    why = (plan.no_room or f"there is room for {plan.room} of {len(leaving)}").removeprefix(WAITS)
+    return f"{', '.join(leaving)} would find no GPU again: {why}"
