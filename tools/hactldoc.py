@@ -86,7 +86,7 @@ completed too. For one session: `source <(chatglm-hactl completion bash)`.
 
 def page() -> str:
     """The whole page, in Markdown."""
-    ctx = click.Context(cli, info_name=PROGRAM)
+    ctx = click.Context(cli, info_name=PROGRAM, **cli.context_settings)  # click keeps what it was asked first
     options = [param for param in cli.params if isinstance(param, GlobalOption)]
     parts = [INTRODUCTION, "## Global options\n\nThey stand before or after the command.\n\n", _options(options, ctx)]
     parts += [CODES, "## Commands\n\n"]
