@@ -150,6 +150,28 @@ def test_a_lesson_becomes_clearer_while_what_it_has_started_loads() -> None:
     assert lessons.refined(taught, replace(loading, serving=1), lambda: 5.0, NOW + 10) == taught
 
 
+def test_a_lesson_of_a_burst_becomes_clearer_by_what_more_of_them_carry() -> None:
+    taught = (Lesson(2, 3.0, NOW - 25),)
+    rush = samples(3, qps=24.0, serving=3, desired=3)
+    (clear,) = lessons.hindsight(taught, rush, situation(3), 10.0, NOW)
+    assert clear == Lesson(2, pytest.approx(16.0 - 3 * math.sqrt(320) / 20), NOW - 25), "two of three, in two samples"
+    fresh = lessons.hindsight(taught, samples(3, qps=24.0), situation(2), 10.0, NOW)
+    assert fresh == taught, "what two carry was not too much for two"
+    (mixed,) = lessons.hindsight(taught, [*rush[:2], replace(rush[2], serving=2)], situation(2), 10.0, NOW)
+    assert mixed == clear, "three carried it until one fell"
+    assert lessons.hindsight(taught, rush, situation(3), 10.0, NOW + 36) == taught, "what comes later is another load"
+    assert lessons.hindsight(taught, rush[:2], situation(3), 10.0, NOW)[0].qps > 10.0
+    assert lessons.hindsight(taught, samples(3, qps=0.5, serving=3), situation(3), 10.0, NOW) == taught
+
+
+@pytest.mark.parametrize("load_s", [1.0, 5.0, 8.0, 20.0])
+def test_after_a_burst_that_was_answered_within_a_sample_the_count_goes_back_within_minutes(load_s: float) -> None:
+    trace = [Traffic(0.0, 4.0, 0.5), Traffic(63.0, 24.0, 0.5), Traffic(363.0, 2.0, 0.5)]
+    rows, _ = play("concurrency", trace, 363.0 + 1500.0, Host(2, 4, load_s), slots=4)
+    assert max(row.serving for row in rows) >= 4
+    assert rows[-1].serving == 2
+
+
 def test_a_lesson_that_comes_again_holds_twice_as_long() -> None:
     once = lessons.with_one_more((), Lesson(2, 10.0, NOW))
     twice = lessons.with_one_more(once, Lesson(2, 11.0, NOW + 3700))

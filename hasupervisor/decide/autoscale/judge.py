@@ -66,6 +66,9 @@ class Judge:
     def decide(self, situation: Situation, now: float) -> Opinion | None:
         """The opinion to act upon, every `rules.evaluate` seconds; in a burst at once. None: it is not time."""
         self.lessons = lessons.refined(self.lessons, situation, self._lowest, now)
+        if self.lessons:
+            recent = list(self._samples)[-lessons.CALM :]
+            self.lessons = lessons.hindsight(self.lessons, recent, situation, self.rules.sample, now)
         due = now - self._evaluated_at >= self.rules.evaluate
         if not due and not self._may_be_urgent(situation, now):
             return None

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import pairwise
 
 from hasupervisor.decide.autoscale.facts import Lesson, Sample, Situation
 from hasupervisor.decide.autoscale.guards import left_serving
@@ -34,12 +35,7 @@ def lowest_rate(samples: Sequence[Sample], period: float) -> float | None:
     known = [sample.qps * period for sample in samples[-CALM:] if sample.qps is not None]
     if not known:
         return None
-    bounds: list[float] = []
-    for window in WINDOWS:
-        seen = known[-window:]
-        count = sum(seen)
-        bounds.append((count - SIGMAS * math.sqrt(count)) / (period * len(seen)))
-    return max(0.0, *bounds)
+    return max(0.0, *(_surely(known[-window:], period) for window in WINDOWS))
 
 
 def highest_rate(samples: Sequence[Sample], period: float, now: float) -> float | None:
@@ -82,7 +78,40 @@ def refined(
     if not lessons or not situation.starting:
         return lessons
     newest = lessons[-1]
-    if newest.serving != situation.serving or now - newest.at > max(FRESH, 2.0 * situation.load_seconds):
+    if newest.serving != situation.serving or now - newest.at > _fresh(situation):
         return lessons
     rate = lowest()
     return (*lessons[:-1], replace(newest, qps=rate)) if rate is not None and rate > newest.qps else lessons
+
+
+def hindsight(
+    lessons: tuple[Lesson, ...], samples: Sequence[Sample], situation: Situation, period: float, now: float
+) -> tuple[Lesson, ...]:
+    """The fresh ones, known better by what more instances have carried since.
+
+    A burst is answered within seconds, and a start may take less than a sample: then nothing tells yet how much came.
+    Where M carry so many requests a second, N of them would have carried N/M of these and were too few for that.
+    """
+    return tuple(
+        _in_hindsight(lesson, samples, period) if now - lesson.at <= _fresh(situation) else lesson for lesson in lessons
+    )
+
+
+def _in_hindsight(lesson: Lesson, samples: Sequence[Sample], period: float) -> Lesson:
+    shares: list[float] = []  # of the requests of each sample since then, what so few would have answered
+    for before, sample in pairwise(samples):
+        carried_by = max(before.serving, sample.serving)
+        if sample.at > lesson.at and carried_by > lesson.serving and sample.qps is not None:
+            shares.append(sample.qps * period * lesson.serving / carried_by)
+    rates = [_surely(shares[-window:], period) for window in WINDOWS if shares]
+    return replace(lesson, qps=max([lesson.qps, *rates]))
+
+
+def _surely(counts: Sequence[float], period: float) -> float:
+    """The lowest rate that so many requests in so many samples leave likely; below 0 where they are too few."""
+    count = sum(counts)
+    return (count - SIGMAS * math.sqrt(count)) / (period * len(counts))
+
+
+def _fresh(situation: Situation) -> float:
+    return max(FRESH, 2.0 * situation.load_seconds)
