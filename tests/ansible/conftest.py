@@ -62,6 +62,7 @@ def site(engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S
             "chatglm_ha_service": SERVICE,
             "chatglm_ha_process": PROCESS,
             "chatglm_ha_health": {"interval": 0.5},
+            "chatglm_ha_drop_ins": ["process-runtime"],
             "chatglm_ha_check_timeout": 60,
             "chatglm_ha_check_delay": 1,
         }

@@ -72,6 +72,8 @@ def test_the_first_run_installs_a_host_that_serves(host: Machine, first: Played)
     assert first.recap["gpu-host"]["failed"] == 0
     assert version(host) == "0.1.0 installed"
     assert host.shown(UNIT, "UnitFileState") == "enabled"
+    assert host.shown(UNIT, "DropInPaths").endswith("chatglm-ha.service.d/process-runtime.conf")
+    assert host.shown(UNIT, "NeedDaemonReload") == "no"
     assert host.run("stat", "-c", "%a %U %G", CONFIG) == "640 root chatglm-ha\n"
     with users(host) as seen:
         status = until_green(host)
