@@ -384,6 +384,7 @@ def test_a_persons_quarantine_moves_nobody_and_only_a_person_ends_it() -> None:
     judged = seen(CARD, record)
     assert (judged.state, judged.evict) == (CardState.QUARANTINED, None)
     assert judged.reason == "noisy fan; by anna, until it is cleared"
+    assert judged.problems == (), "it is as somebody wants it"
     broken = after(48, record=judged.record)
     assert broken.evict is not None
     rebooted = judge_card(CARD, broken.record, [], moment(boot="boot-2"))

@@ -46,8 +46,9 @@ def test_a_quarantine_by_hand_moves_nothing_until_the_instance_is_restarted_and_
 
     host.daemon.kill()
     host.start()
-    host.problem_of(card, "quarantined: loud fan")
+    host.wait_until_seen()
     assert host.shown(card)["state"] == "quarantined"
+    assert host.daemon.status()["problems"] == []
     assert host.daemon.instance(name)["runtime_id"] == before["runtime_id"]
     assert f"on GPU {host.index(card)} ({uuid}), which is quarantined: loud fan" in hactl("explain", name).out
 

@@ -300,7 +300,8 @@ def _sum(
         state, reason = CardState.SUSPECT, avoided
     if held is not None:
         state, reason = CardState.QUARANTINED, f"{held.reason}; {_needs(held)}"
-        problems.insert(0, Problem(name, f"quarantined: {reason}", _HINTS[held.need].format(uuid=uuid)))
+        if held.need is not Need.WORD:  # what a person has decided is shown, and is nobody's trouble
+            problems.insert(0, Problem(name, f"quarantined: {reason}", _HINTS[held.need].format(uuid=uuid)))
     if any(row is faults.OFF_THE_BUS for row, _ in standing):
         state = CardState.LOST
     return Judgement(
@@ -322,7 +323,6 @@ _HINTS = {
     Need.RESET: "when nothing runs on it: nvidia-smi --gpu-reset -i {uuid} && chatglm-hactl gpu clear {uuid}",
     Need.REBOOT: "reboot the host; drain it first where others can take its work",
     Need.REPAIR: "inspect or replace the card, then chatglm-hactl gpu clear {uuid}",
-    Need.WORD: "chatglm-hactl gpu clear {uuid}",
 }
 
 
