@@ -279,6 +279,17 @@ def test_what_is_out_of_bounds_or_would_end_the_service_exits_5(host: Daemon) ->
     assert host.hactl("undrain", TWO).code == 0
 
 
+def test_the_one_with_the_least_to_do_goes_and_a_dry_run_names_it(host: Daemon) -> None:
+    busy = f"http://{host.instance(TWO)['endpoint']}/"
+    with ThreadPoolExecutor(4) as people:
+        asked = [people.submit(httpx.post, busy, json={"prompt": "sleep 6"}, timeout=30.0) for _ in range(4)]
+        plan = host.wait_for(lambda _: ONE in (said := host.hactl("scale", "1", "--dry-run").out) and said, "ONE goes")
+        assert TWO not in plan
+        assert host.hactl("scale", "1").code == 0
+        assert [instance["name"] for instance in host.status()["instances"]] == [TWO]
+    assert [answer.result().status_code for answer in asked] == [200] * 4
+
+
 def test_what_does_not_exist_exits_6(host: Daemon) -> None:
     for command in (
         ["status", "chatglm-77"],
