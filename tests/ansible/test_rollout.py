@@ -31,7 +31,15 @@ TLS = {"server_name": NAME, "certificate": CERTIFICATE, "key": KEY}
 
 
 @pytest.fixture(scope="module")
-def first(site: Site) -> Played:
+def dry(site: Site) -> Played:
+    """A dry run against a host that has nothing yet."""
+    played = site.controller.play(options=("--check",))
+    assert site.host.ask("dpkg-query", "--show", "chatglm-ha").code == 1, played.output
+    return played
+
+
+@pytest.fixture(scope="module")
+def first(site: Site, dry: Played) -> Played:
     """The first run: after it the host is installed and serves."""
     played = site.controller.play()
     assert played.code == 0, played.output
@@ -66,6 +74,11 @@ def reloads_of_systemd(host: Machine) -> list[str]:
 
 
 # --- the first run, and the same again --------------------------------------------------------------------------------
+
+
+def test_a_dry_run_before_the_first_one_says_that_the_package_would_be_installed(dry: Played) -> None:
+    assert dry.code == 0, dry.output
+    assert dry.changed == ["Install chatglm-ha 0.1.0"], dry.output
 
 
 def test_the_first_run_installs_a_host_that_serves(host: Machine, first: Played) -> None:
