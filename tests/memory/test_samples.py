@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import astuple
 from pathlib import Path
 
 import pytest
@@ -39,6 +40,14 @@ def test_samples_come_back_as_they_were_on_another_clock(memory: Memory) -> None
         (7.0 - 120, None, 1.5, None),
         (7.0 - 110, 4.0, 1.5, None),
     ]
+
+
+def test_every_figure_of_a_sample_is_kept_those_of_the_host_and_its_gpus_too(memory: Memory) -> None:
+    whole = Sample(MOMENT.now - 10, 3, 4, 1, 9.5, 1.5, 3.0, 812.5, 71.0, 2.25, 33.0, 44.0, 26.0, 48.0)
+    assert None not in astuple(whole)
+    memory.write(Batch(MOMENT, samples=(whole,)))
+    (found,) = memory.samples(WALL - 60, MOMENT)
+    assert astuple(found) == pytest.approx(astuple(whole))
 
 
 def test_five_minutes_become_a_mean_in_which_unknown_values_do_not_count(memory: Memory) -> None:
