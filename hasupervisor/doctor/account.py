@@ -80,9 +80,8 @@ def _engine(settings: Config, account: pwd.struct_passwd, groups: frozenset[int]
         return []  # it is not there, or its group has no name: the engine's own finding says what comes of it
     user = account.pw_name
     if group == "root":
-        return [
-            fail(CHECK, f"{path} is root's alone, and the daemon runs as {user}", "groupadd docker, restart docker")
-        ]
+        mend = f"groupadd --system docker && systemctl restart docker && usermod -aG docker {user} && {AGAIN}"
+        return [fail(CHECK, f"{path} is root's alone, and the daemon runs as {user}", mend)]
     mend = f"usermod --append --groups {group} {user} && {AGAIN}"
     return [fail(CHECK, f"{user}, as whom the daemon runs, may not use {path}: it is not in the group {group}", mend)]
 
