@@ -154,6 +154,34 @@ def capabilities(host: Machine, pid: int, name: str) -> int:
     return int(found[1], 16)
 
 
+def test_an_instance_that_root_has_started_serves_on_and_who_can_end_it_is_said(served: Machine) -> None:
+    """The daemon ran as root once, by hand say."""
+    shell = "systemctl stop chatglm-ha; mv /var/lib/chatglm-ha/run/chatglm-01.json /tmp/; "
+    pid = next(i["pid"] for i in served.document("status")["instances"] if i["name"] == "chatglm-01")
+    served.run("bash", "-c", f"{shell} kill {pid}")
+    command = "setsid env HOST=127.0.0.1 PORT=8000 python3 /srv/standin/server.py root >/tmp/root.log 2>&1 & echo $!"
+    record = (
+        "import json, sys; pid = int(sys.argv[1]); record = json.load(open('/tmp/chatglm-01.json')); "
+        "start = int(open(f'/proc/{pid}/stat').read().rpartition(') ')[2].split()[19]); "
+        "record.update(pid=pid, start=start, exit_code=None, ended_wall=None, keeper={'pid': pid, 'start': start}); "
+        "json.dump(record, open('/var/lib/chatglm-ha/run/chatglm-01.json', 'w'))"
+    )
+    mine = int(served.run("bash", "-c", command).split()[0])
+    served.run("python3", "-c", record, str(mine))
+    served.run("chown", "chatglm-ha:", "/var/lib/chatglm-ha/run/chatglm-01.json")
+    served.run("systemctl", "start", UNIT)
+    until_green(served)
+    refused = served.ask("chatglm-hactl", "restart", "chatglm-01")
+    assert refused.code == 1
+    until(lambda: served.document("status")["serving"] == 2, "another one in its place")
+    told = f"pid {mine} is another user's, whom this daemon may not signal"
+    until(lambda: told in served.run("chatglm-hactl", "explain", "chatglm-01"), "why it is not ended")
+    assert f"sudo kill {mine}" in served.run("chatglm-hactl", "explain", "chatglm-01")
+    served.signal(mine, "TERM")
+    served.run("rm", "/var/lib/chatglm-ha/run/chatglm-01.json")
+    until_green(served)
+
+
 # --- root's helper ----------------------------------------------------------------------------------------------------
 
 
@@ -199,6 +227,19 @@ def test_the_helper_says_what_nginx_complains_of_and_reloads_nothing_then(served
         served.run("rm", "/etc/nginx/conf.d/broken.conf")
     until_green(served)
     served.run("chatglm-hactl", "nginx", "reload")
+
+
+def test_a_flood_of_questions_is_turned_away_and_the_next_is_answered(served: Machine) -> None:
+    script = (
+        "import socket\nkept = []\nfor _ in range(400):\n s = socket.socket(socket.AF_UNIX); s.settimeout(5)\n"
+        " s.connect('/run/chatglm-ha-nginx/test'); kept.append(s)\n"
+        "answers = [b''.join(iter(lambda: s.recv(65536), b'')) for s in kept if not s.settimeout(30)]\n"
+        "print(sum(bool(answer) for answer in answers))"
+    )
+    answered = int(served.run("python3", "-c", script))
+    assert 16 <= answered < 400
+    assert served.shown("chatglm-ha-nginx.socket", "ActiveState") == "active"
+    served.run("chatglm-hactl", "nginx", "test")
 
 
 # --- the pages --------------------------------------------------------------------------------------------------------
