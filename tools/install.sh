@@ -139,7 +139,8 @@ remove_user() {
 }
 
 purge_all() {
-  rm -rf "$destination"/etc/chatglm-ha "$destination"/var/{lib,log}/chatglm-ha "$include"
+  rm -rf "$destination"/etc/{chatglm-ha,systemd/system/chatglm-ha.service.d} "$destination"/var/{lib,log}/chatglm-ha
+  rm -f "$include"
   if live; then
     remove_user
     if booted && systemctl --quiet is-active nginx; then systemctl reload nginx; fi

@@ -17,6 +17,7 @@ from hasupervisor.doctor.finding import Finding, fail, ok, warn
 CHECK = "user"
 DROP_INS = "/etc/systemd/system/chatglm-ha.service.d"
 SHIPPED = "/usr/share/chatglm-ha"
+OWN_FOLDERS = ("/var/lib/chatglm-ha", "/var/log/chatglm-ha", "/run/chatglm-ha")  # of the unit
 AGAIN = "systemctl restart chatglm-ha"
 
 
@@ -35,6 +36,7 @@ def examine(shown: Mapping[str, str], settings: Config, path: Path) -> list[Find
     groups = frozenset(os.getgrouplist(user, account.pw_gid))
     found = [
         *_configuration(path, account, groups),
+        *_folders(shown, settings),
         *_engine(settings, account, groups),
         *_nginx(settings, user),
         *_processes(shown, settings),
@@ -64,6 +66,30 @@ def _configuration(path: Path, account: pwd.struct_passwd, groups: frozenset[int
     user = account.pw_name
     mend = f"chgrp {user} {path} && chmod 640 {path}"
     return [fail(CHECK, f"{user}, as whom the daemon runs, may not read {path}", mend)]
+
+
+def _folders(shown: Mapping[str, str], settings: Config) -> list[Finding]:
+    """What is configured to be written where the unit's sandbox lets nobody write."""
+    if shown.get("ProtectSystem") != "strict":
+        return []
+    opened = [word.lstrip("+-") for word in shown.get("ReadWritePaths", "").split()]
+    open_to_it = [Path(folder) for folder in (*OWN_FOLDERS, *opened)]
+    wanted = {
+        "state.dir": settings.state.dir,
+        "nginx.dir": settings.nginx.dir if settings.nginx.mode != "off" else None,
+        "process.log_dir": settings.log_dir if settings.service.runtime == "process" else None,
+        "log.file": settings.log.file.parent if settings.log.file is not None else None,
+        "control.socket": settings.control.socket.parent,
+    }
+    return [
+        fail(
+            CHECK,
+            f"{key}: the unit's sandbox lets the daemon write nothing to {folder}",
+            f"systemctl edit chatglm-ha: ReadWritePaths={folder} under [Service], then restart it",
+        )
+        for key, folder in wanted.items()
+        if folder is not None and not any(folder.absolute().is_relative_to(one) for one in open_to_it)
+    ]
 
 
 def _engine(settings: Config, account: pwd.struct_passwd, groups: frozenset[int]) -> list[Finding]:

@@ -22,6 +22,8 @@ PROPERTIES = (
     "User",
     "PrivateTmp",
     "MemoryDenyWriteExecute",
+    "ProtectSystem",
+    "ReadWritePaths",
 )
 
 

@@ -110,3 +110,23 @@ def test_without_root_s_helper_the_system_s_nginx_cannot_be_reloaded(
         Level.FAIL,
         "systemctl start chatglm-ha-nginx.socket && systemctl restart chatglm-ha",
     )
+
+
+@pytest.mark.parametrize(
+    ("shown", "complained"),
+    [
+        ({"ProtectSystem": "strict"}, ["state.dir", "log.file"]),
+        ({"ProtectSystem": "strict", "ReadWritePaths": "-/srv/ha /tmp"}, ["log.file"]),
+        ({"ProtectSystem": "full"}, []),
+    ],
+)
+def test_what_the_sandbox_lets_nobody_write_is_named_by_its_key(
+    file: Path, engine: Path, shown: dict[str, str], complained: list[str]
+) -> None:
+    loaded = settings(file, engine, '[state]\ndir = "/srv/ha/state"\n[log]\nfile = "/srv/log/ha.log"\n')
+    found = [one for one in account.examine(UNIT | shown, loaded, file) if "the unit's sandbox" in one.sentence]
+    assert [one.sentence.partition(":")[0] for one in found] == complained
+    for one in found:
+        assert one.level is Level.FAIL
+        assert one.hint is not None
+        assert one.hint.startswith("systemctl edit chatglm-ha: ReadWritePaths=/srv/")
