@@ -1,4 +1,4 @@
-"""A sliding minute of requests in fixed memory: one-second buckets, latencies in bins of equal ratio."""
+"""A sliding minute of requests in bounded memory: one-second buckets, latencies in bins of equal ratio."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 SPAN = 60  # seconds
-RATIO = 1.1  # between the bounds of a bin: so a quantile is right within 10 %
+RATIO = 1.01  # between the bounds of a bin: so a quantile is right within 1 %
 LOWEST_MS = 1.0
 ENOUGH = 20  # answers, for a 99th percentile that means something
 BINS = 2 + math.ceil(math.log(600_000 / LOWEST_MS) / math.log(RATIO))  # up to ten minutes, beyond in the last
@@ -34,7 +34,7 @@ class Window:
         self._born = now
         self._second = int(now)
         self._buckets = [_Bucket() for _ in range(SPAN)]
-        self._bins = [0] * BINS
+        self._bins: dict[int, int] = {}  # bin -> requests: a service's answers are in few of them
         self._count = self._errors = self._timed = 0
         self._sum_ms = 0.0
 
@@ -52,7 +52,7 @@ class Window:
             index = _bin_of(ms)
             bucket.bins[index] = bucket.bins.get(index, 0) + 1
             bucket.sum_ms += ms
-            self._bins[index] += 1
+            self._bins[index] = self._bins.get(index, 0) + 1
             self._timed += 1
             self._sum_ms += ms
 
@@ -62,12 +62,13 @@ class Window:
         if not self._count:
             return Summary()
         timed = self._timed
+        p50, p95, p99 = self._quantiles(0.50, 0.95, 0.99) if timed else (None, None, None)
         return Summary(
             qps=self._count / min(float(SPAN), max(1.0, now - self._born)),
             mean_ms=self._sum_ms / timed if timed else None,
-            p50_ms=self._quantile(0.50) if timed else None,
-            p95_ms=self._quantile(0.95) if timed else None,
-            p99_ms=self._quantile(0.99) if timed >= ENOUGH else None,
+            p50_ms=p50,
+            p95_ms=p95,
+            p99_ms=p99 if timed >= ENOUGH else None,
             error_rate=self._errors / self._count,
         )
 
@@ -81,22 +82,25 @@ class Window:
         self._count -= bucket.count
         self._errors -= bucket.errors
         for index, count in bucket.bins.items():
-            self._bins[index] -= count
             self._timed -= count
+            left = self._bins.pop(index) - count
+            if left:
+                self._bins[index] = left
         # Differences of floats drift; an empty window starts from zero again.
         self._sum_ms = max(0.0, self._sum_ms - bucket.sum_ms) if self._timed else 0.0
         bucket.clear()
 
-    def _quantile(self, share: float) -> float:
-        rank = share * self._timed
+    def _quantiles(self, *shares: float) -> list[float]:
+        """Milliseconds below which these shares of the latencies lie; the shares ascend."""
+        found: list[float] = []
         below = 0
-        for index, count in enumerate(self._bins):
-            if count and below + count >= rank:
+        for index, count in sorted(self._bins.items()):
+            while len(found) < len(shares) and below + count >= (rank := shares[len(found)] * self._timed):
                 lower = 0.0 if index == 0 else LOWEST_MS * RATIO ** (index - 1)
                 upper = LOWEST_MS * RATIO**index
-                return lower + (upper - lower) * (rank - below) / count
+                found.append(lower + (upper - lower) * (rank - below) / count)
             below += count
-        return LOWEST_MS * RATIO ** (BINS - 1)
+        return found
 
 
 class _Bucket:
