@@ -37,6 +37,10 @@ TROUBLE_RETRY = 10.0
 """Seconds until a start is tried again that the runtime's own trouble prevented."""
 
 
+STUCK_RETRY = 60.0
+"""Seconds from a step that did not succeed to the next on what has ended by itself since."""
+
+
 @dataclass(frozen=True, slots=True)
 class Gate:
     """What the rest of the house allows this instance in this cycle. A string is the reason why not."""
@@ -145,9 +149,14 @@ def _absorb(record: Record, fact: Fact | None, outcomes: tuple[Outcome, ...], ga
             record = _try_later(record, outcome, gate) if outcome.trouble else fail(record, outcome.error, gate, None)
         if outcome.tail and record.last_failure is not None and not record.last_failure.tail:
             record = replace(record, last_failure=replace(record.last_failure, tail=outcome.tail))
-    if record.stuck is not None and fact is None and not gate.list_is_old and gate.asleep is None:
-        record = replace(record, stuck=None)  # the runtime let go of it after all
+    if record.stuck is not None and not gate.list_is_old and gate.asleep is None and _has_let_go(record, fact, gate):
+        record = replace(record, stuck=None)
     return record
+
+
+def _has_let_go(record: Record, fact: Fact | None, gate: Gate) -> bool:
+    """Whether what was stuck is gone after all, or has ended: then its remains are cleared away, a try a minute."""
+    return fact is None or (fact.phase is Phase.EXITED and gate.now - record.acted_at >= STUCK_RETRY)
 
 
 def _try_later(record: Record, outcome: Outcome, gate: Gate) -> Record:

@@ -201,10 +201,13 @@ class Dockerd:
             self._event(life.name)
 
     def let_go(self, life: Life) -> None:
-        """A process that was stuck in the kernel dies at last, and with it its container."""
+        """A process that was stuck in the kernel dies at last; its container goes with it, or is left behind, ended."""
         life.stuck = False
         life.mode = Mode.FROZEN
-        self.remove(life)
+        if self.rng.random() < 0.5:
+            self.remove(life)
+        else:
+            life.exit(-9)
 
     def _exited(self, life: Life) -> None:
         self._tell(f"{life.name} exits: {life.exit_code}")
