@@ -249,17 +249,17 @@ class OperatorDesk:
     async def quarantine_gpu(self, uuid: str, reason: str, *, by: str) -> None:
         self._known_card(uuid)
         before = self._loop.latest
-        self._loop.quarantine_card(uuid, reason or "no reason given", by)
+        self._loop.cards.quarantine(uuid, reason or "no reason given", by, self._behind.wall())
         await self._judged_anew(before)
 
     async def clear_gpu(self, uuid: str, *, by: str) -> None:
         self._known_card(uuid)
         before = self._loop.latest
-        self._loop.clear_card(uuid, by)
+        self._loop.cards.clear(uuid, by)
         await self._judged_anew(before)
 
     def _known_card(self, uuid: str) -> None:
-        if self._loop.card(uuid) is None:
+        if self._loop.cards.view(uuid) is None:
             words = f"{uuid} has not said its UUID yet, so nothing is placed on it anyway"
             raise Refused(words, "chatglm-hactl gpu list")
 

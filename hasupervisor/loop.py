@@ -15,8 +15,7 @@ from typing import Protocol
 
 import structlog
 
-from hasupervisor.decide.gpu import judge
-from hasupervisor.decide.gpu.cards import key
+from hasupervisor.cardbook import CardBook, CardMemory, GpuLook
 from hasupervisor.decide.plan import plan
 from hasupervisor.model import (
     Address,
@@ -42,7 +41,7 @@ from hasupervisor.model import (
     Wants,
     World,
 )
-from hasupervisor.model.gpu import CardRecord, CardView, Gpus
+from hasupervisor.model.gpu import CardRecord
 
 log = structlog.get_logger(__name__)
 
@@ -79,11 +78,6 @@ class IdleSense(Protocol):
         """Since when the processes of that instance have used no CPU; None: they do, or nobody knows."""
 
 
-class GpuLook(Protocol):
-    def __call__(self, facts: Sequence[Fact], records: Mapping[str, CardRecord]) -> Gpus:
-        """All that is known of the GPUs now; faults are handed out once."""
-
-
 class Hands(Protocol):
     def acting(self) -> Mapping[str, str]: ...
     def submit(self, step: Step) -> None: ...
@@ -96,13 +90,12 @@ class GatewayHand(Protocol):
     def on_disk(self) -> frozenset[Address]: ...
 
 
-class Memory(Protocol):
+class Memory(CardMemory, Protocol):
     """Keeps what must survive a restart; never blocks, and says so itself when it cannot write."""
 
     def save_wants(self, wants: Wants) -> None: ...
     def save_records(self, records: Iterable[Record], now: float, now_wall: float) -> None: ...
     def save_operation(self, operation: Operation) -> None: ...
-    def save_cards(self, records: Iterable[CardRecord]) -> None: ...
     def note(self, note: Note, at_wall: float) -> object: ...
 
 
@@ -152,7 +145,7 @@ class Loop:
         self.cycles = 0
         self._parts = parts
         self._records = remembered.records
-        self._cards = remembered.cards
+        self.cards = CardBook(remembered.cards, parts.gpus, parts.memory, self.record_note, self.wake)
         self._is_first_start = remembered.is_first_start
         self._outcomes: list[Outcome] = []
         self._listed_first: float | None = None
@@ -207,33 +200,6 @@ class Loop:
     def records(self) -> Mapping[str, Record]:
         """What is remembered of each name."""
         return self._records
-
-    def card(self, uuid: str) -> CardView | None:
-        """The card of that UUID, as it was seen last, or None if there is no such card."""
-        cards = self.world.gpus.driver.cards if self.world is not None and self.world.gpus is not None else ()
-        return next((card for card in cards if card.uuid == uuid), None)
-
-    def quarantine_card(self, uuid: str, reason: str, by: str) -> None:
-        """A person takes a card out: what runs on it goes on, and nothing new is placed there."""
-        gpus = self.world.gpus if self.world is not None else None
-        boot = gpus.boot if gpus is not None else ""
-        at = judge.Moment(self._parts.clock(), self._parts.wall(), boot, need_bytes=0)
-        self._set_card(judge.quarantine(self._cards.get(uuid, CardRecord(uuid)), reason, by, at))
-        self.record_note(Note(self._card_name(uuid), "quarantine", f"quarantined by hand: {reason}", by))
-
-    def clear_card(self, uuid: str, by: str) -> None:
-        """A person gives a card back: all that is held against it is forgotten."""
-        self._set_card(judge.clear(self._cards.get(uuid, CardRecord(uuid))))
-        self.record_note(Note(self._card_name(uuid), "quarantine", "cleared by hand: it may be placed on again", by))
-
-    def _set_card(self, record: CardRecord) -> None:
-        self._cards = {**self._cards, record.uuid: record}
-        self._parts.memory.save_cards(self._cards.values())
-        self.wake()
-
-    def _card_name(self, uuid: str) -> str:
-        card = self.card(uuid)
-        return f"GPU {card.index}" if card is not None else uuid
 
     # --- the cycle ----------------------------------------------------------------------------------------------------
 
@@ -317,7 +283,7 @@ class Loop:
             routed_at_start=self._parts.gateway.on_disk(),
             taken_names=self._strangers,
             taken_ports=self._taken_ports(facts.values()),
-            gpus=self._parts.gpus(runtime.facts, self._cards) if self._parts.gpus is not None else None,
+            gpus=self.cards.look(runtime.facts),
         )
 
     def _traffic_of(
@@ -365,16 +331,10 @@ class Loop:
         self._parts.memory.save_records(records.values(), now, wall)  # what is unchanged costs nothing there
         gone, self._records = self._records.keys() - records.keys(), records
         self._forget(gone)
-        self._keep_cards(decided)
+        self.cards.keep(decided.cards)
         self._set_operations(decided.operations)
         for note in decided.notes:
             self.record_note(note)
-
-    def _keep_cards(self, decided: Plan) -> None:
-        """What is known of cards that were not seen in this cycle stays as it is."""
-        if decided.cards:
-            self._cards = {**self._cards, **{key(card.view): card.record for card in decided.cards}}
-            self._parts.memory.save_cards(record for record in self._cards.values() if record.uuid.startswith("GPU-"))
 
     def _forget(self, gone: Set[str]) -> None:
         """A drain by hand ends with its instance: whoever bears the name later is another one."""

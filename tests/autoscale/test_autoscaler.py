@@ -170,7 +170,7 @@ def test_the_one_on_a_quarantined_card_goes_first_though_it_is_the_oldest() -> N
     host.begin(RULES, mode="manual", desired=3)
     host.run(60)
     first = host.lives["chatglm-01"].fact.gpus[0]
-    host.loop.quarantine_card(first, "its fan is loud", "alice")
+    host.loop.cards.quarantine(first, "its fan is loud", "alice", 1_700_000_000.0)
     host.loop.want(replace(host.loop.wants, desired=2), Note("scale", "scale", "3 -> 2", "alice"))
     host.run(60)
     assert first not in {uuid for life in host.lives.values() for uuid in life.fact.gpus}

@@ -380,7 +380,7 @@ def test_a_card_that_is_lost_again_after_two_reboots_needs_a_repair() -> None:
 
 
 def test_a_persons_quarantine_moves_nobody_and_only_a_person_ends_it() -> None:
-    record = quarantine(FRESH, "noisy fan", "anna", moment())
+    record = quarantine(FRESH, "noisy fan", "anna", "boot-1", 1_700_000_000.0)
     judged = seen(CARD, record)
     assert (judged.state, judged.evict) == (CardState.QUARANTINED, None)
     assert judged.reason == "noisy fan; by anna, until it is cleared"

@@ -185,7 +185,7 @@ class Schedule:
             seen_well = card.fact is not None and not card.fact.remap_failed
             if record is not None and record.quarantine is not None and seen_well:
                 host.tell(f"COMMAND gpu clear {card.uuid}")
-                daemon.loop.clear_card(card.uuid, WHO)
+                daemon.loop.cards.clear(card.uuid, WHO)
 
     def unlike(self) -> list[str]:
         """What is not yet as wanted."""

@@ -104,9 +104,9 @@ def judge_card(card: CardView, record: CardRecord, incidents: Sequence[Incident]
     return _sum(card, _found_at(record, card), standing, restarts, notes)
 
 
-def quarantine(record: CardRecord, reason: str, by: str, at: Moment) -> CardRecord:
+def quarantine(record: CardRecord, reason: str, by: str, boot: str, now_wall: float) -> CardRecord:
     """By hand: what runs on it goes on, and nothing new comes."""
-    return replace(record, by_hand=Quarantine(reason, Need.WORD, at.now_wall, at.boot, by, evicts=False))
+    return replace(record, by_hand=Quarantine(reason, Need.WORD, now_wall, boot, by, evicts=False))
 
 
 def clear(record: CardRecord) -> CardRecord:
