@@ -36,6 +36,8 @@ def report(service: Service) -> tuple[int, dict[str, Any]]:
 def _unhealthy_reason(service: Service) -> str | None:
     if service.phase is Phase.DRAINING:
         return f"draining: {service.admission.inside} requests to finish"
+    if (lost := service.gpu_lost()) is not None:
+        return lost
     if service.failures_in_a_row >= SICK_AFTER:
         return f"the last {service.failures_in_a_row} requests failed: {service.last_failure}"
     return None

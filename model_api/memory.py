@@ -1,9 +1,12 @@
-"""How much memory there is, and how many tokens of past fit into it."""
+"""How much memory there is, how many tokens of past fit into it, and whether the GPU is still there."""
 
 from __future__ import annotations
 
+import errno
+import os
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +17,7 @@ if TYPE_CHECKING:
 
 GPU_SHARE = 0.85  # of what is free after loading; the rest is for the passes' own tensors and fragmentation
 RAM_SHARE = 0.5
+DEVICE_FILE = Path("/dev/nvidiactl")  # whoever uses CUDA has opened it
 
 
 def kv_budget(model: LoadedModel, context: int, max_batch: int) -> int:
@@ -31,6 +35,13 @@ def free_bytes(device: torch.device) -> int:
         free, _ = torch.cuda.mem_get_info(device)
         return int(free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device))
     return min(_available_ram(), _cgroup_room())
+
+
+def free_on_gpu(device: torch.device) -> int:
+    """Free memory of the GPU as the driver counts it, whoever uses it."""
+    import torch
+
+    return int(torch.cuda.mem_get_info(device)[0])
 
 
 def _available_ram() -> int:
@@ -56,19 +67,46 @@ def _cgroup_room() -> int:
     return 1 << 62
 
 
-class GpuMemory:
-    """Free GPU memory, asked for in a thread of its own: a wedged driver answers nobody, and /health must not wait."""
+class GpuWatch:
+    """The GPU as this process has it, asked for in a thread of its own: a wedged driver answers nobody.
+
+    `free_gb` is its free memory; `lost` why it is gone, for good. A container can lose its GPU while it runs: systemd
+    takes the devices away with a daemon-reload, and no restart of the container gives them back, only a new one does.
+    Every opening of the device then fails with EPERM, long before a request meets it.
+    """
 
     INTERVAL = 2.0  # seconds
 
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
+    def __init__(self, free: Callable[[], int], device_file: Path = DEVICE_FILE) -> None:
+        """`free`: bytes of memory that are free, by CUDA; raises RuntimeError where CUDA has lost the device."""
+        self._free = free
+        self._device_file = device_file
         self.free_gb: float | None = None
-        threading.Thread(target=self._watch, name="gpu-memory", daemon=True).start()
+        self.lost: str | None = None
+        threading.Thread(target=self._watch, name="gpu", daemon=True).start()
 
     def _watch(self) -> None:
-        import torch
-
-        while True:
-            self.free_gb = round(torch.cuda.mem_get_info(self._device)[0] / 1e9, 2)
+        while self.lost is None:
+            self.lost = why_taken_away(self._device_file) or self._ask_cuda()
             time.sleep(self.INTERVAL)
+
+    def _ask_cuda(self) -> str | None:
+        try:
+            self.free_gb = round(self._free() / 1e9, 2)
+        except RuntimeError as error:
+            from model_api.faults import Fault, classify, first_line
+
+            return None if classify(error) is Fault.MEMORY else f"the GPU is lost: {first_line(error)}"
+        return None
+
+
+def why_taken_away(device_file: Path) -> str | None:
+    """Why the container has lost its GPU, or None. Only EPERM says so: a driver in trouble answers otherwise."""
+    try:
+        os.close(os.open(device_file, os.O_RDWR | os.O_CLOEXEC))
+    except PermissionError as error:
+        if error.errno == errno.EPERM:
+            return f"the GPU is lost: {device_file}: {error.strerror}; the container has to be made anew"
+    except OSError:
+        return None
+    return None

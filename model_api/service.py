@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from model_api import exits
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from model_api.backends.base import Defaults, LoadedModel
     from model_api.engine import Engine, Progress
     from model_api.job import Job
-    from model_api.memory import GpuMemory
+    from model_api.memory import GpuWatch
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +57,7 @@ class Service:
         self._sick_until = -math.inf  # on the monotonic clock
         self._model: LoadedModel | None = None
         self._engine: Engine | None = None
-        self._gpu: GpuMemory | None = None
+        self._gpu: GpuWatch | None = None
         self.context = 0  # tokens of prompt and answer; 0 until the model is there
 
     # --- the model --------------------------------------------------------------------------------------------------
@@ -84,7 +85,7 @@ class Service:
         """Loads the model, warms it up and starts the engine, in a thread of its own. Raises what is wrong with it."""
         from model_api.engine import Engine, deliver_directly
         from model_api.loading import load_model
-        from model_api.memory import GpuMemory, kv_budget
+        from model_api.memory import GpuWatch, free_on_gpu, kv_budget
 
         model = load_model(self.settings)
 
@@ -102,7 +103,7 @@ class Service:
         )
         engine.start()
         warm_up(model, engine)
-        self._gpu = GpuMemory(model.device) if model.device.type == "cuda" else None
+        self._gpu = GpuWatch(partial(free_on_gpu, model.device)) if model.device.type == "cuda" else None
         loop.call_soon_threadsafe(self._serve, model, engine, context)
 
     def _serve(self, model: LoadedModel, engine: Engine, context: int) -> None:
@@ -156,6 +157,10 @@ class Service:
     def gpu_memory_gb(self) -> float | None:
         """Free memory of the GPU in GB (10^9 bytes); None on a CPU."""
         return self._gpu.free_gb if self._gpu else None
+
+    def gpu_lost(self) -> str | None:
+        """Why the GPU that the model is on is gone, for as long as this process lives; None: it is there."""
+        return self._gpu.lost if self._gpu else None
 
     # --- drills -----------------------------------------------------------------------------------------------------
 
