@@ -45,6 +45,10 @@ class Cards:
         here = [card for card in self._cards if card.missing_since is None]
         return bool(here) and all(card.silent_since is not None for card in here)
 
+    def has_answered(self, index: int | str) -> bool:
+        """Whether the card that had that index last has ever told its figures."""
+        return any(card.index == index and card.fact is not None for card in self._cards)
+
     def any(self) -> bool:
         return bool(self._cards)
 

@@ -36,6 +36,7 @@ class Pace:
     processes: float = 5.0  # lists of processes hold a lock of the driver for milliseconds
     driver: float = 30.0  # until NVML has started: without persistence mode the driver wakes every card first
     first: float = 30.0  # a card's first answer, for the same reason
+    anew: float = 10.0  # the first to a new process, of a card that has answered before
     card: float = 5.0  # any other
     again: float = 5.0  # NVML did not start: the next try, doubling up to
     again_max: float = 30.0
@@ -160,7 +161,7 @@ class GpuSense:
                 self._cards.begin_round()
                 within = self._pace.driver
             elif self._uuid is None:
-                within = self._pace.first
+                within = self._pace.anew if self._cards.has_answered(self._touching) else self._pace.first
         elif "up" in words:
             self._driver = replace(self._driver, version=str(words["up"]["driver"]))
         elif "card" in words:
