@@ -14,7 +14,7 @@ from hasupervisor.autoscaler import Autoscaler
 from hasupervisor.config import Config, ConfigError
 from hasupervisor.decide import scaling
 from hasupervisor.decide.autoscale.replay import Row, Total
-from hasupervisor.decide.gpu.homes import homeless
+from hasupervisor.decide.gpu.homes import crowded, homeless
 from hasupervisor.drill.drills import Drills
 from hasupervisor.loop import Loop, next_operation_id, running_operations
 from hasupervisor.memory import Entry, MemoryTrouble, Scribe
@@ -299,10 +299,18 @@ class OperatorDesk:
         room = len(service.ports)
         if n > room:
             return Refused(f"{n} instances need {n} ports; service.ports has {room}", "chatglm-hactl config show")
-        if force or service.min <= n <= service.max:
+        if force:
             return None
+        if service.min <= n <= service.max:
+            return self._why_no_room(n)
         bound = f"below service.min = {service.min}" if n < service.min else f"above service.max = {service.max}"
         return Refused(f"{n} is {bound}", f"chatglm-hactl scale {n} --force")
+
+    def _why_no_room(self, n: int) -> Refused | None:
+        """More than the GPUs have room for would begin, and wait for ever."""
+        plan = self._loop.latest
+        why = crowded(plan, n) if plan is not None and n > self._loop.wants.desired else None
+        return Refused(why, f"chatglm-hactl gpu list, or chatglm-hactl scale {n} --force") if why is not None else None
 
     def _refuse_if_last(self, name: str | None, command: str) -> None:
         """A command by hand must not end the service by mistake."""

@@ -86,7 +86,10 @@ def test_of_6_gb_at_most_three_get_a_card_of_24_gb_no_two_load_on_one_at_once_an
             print(f"starts on {uuid} are {apart} s apart")
             assert min(apart) >= LOAD_S, "two loaded at once"
         host.occupy(bytes_=5 * GIB)  # less than was promised: the rest of the promise stays taken
-        assert host.daemon.hactl("scale", "7", "--no-wait").code == 0
+        refused = host.daemon.hactl("scale", "7", "--no-wait")
+        assert (refused.code, host.daemon.status()["desired"]) == (5, 6)
+        assert "7 instances need 1 more place on the GPUs: no GPU has 6.0 GB for it: GPU 0: " in refused.err
+        assert host.daemon.hactl("scale", "7", "--no-wait", "--force").code == 0
         told = host.daemon.wait_for(
             lambda s: next((p for p in s["problems"] if "no GPU has 6.0 GB for it" in p["sentence"]), None), "waits"
         )

@@ -1,4 +1,4 @@
-"""Who would not find a card again: a question that comes before an instance is ended by hand. Pure."""
+"""Who would find no card: a question that comes before a person's word is taken. Pure."""
 
 from __future__ import annotations
 
@@ -30,3 +30,13 @@ def homeless(plan: Plan, driver: DriverState, names: Collection[str]) -> str | N
         return None
     why = (plan.no_room or f"there is room for {plan.room} of {len(leaving)}").removeprefix(WAITS)
     return f"{', '.join(leaving)} would find no GPU again: {why}"
+
+
+def crowded(plan: Plan, wanted: int) -> str | None:
+    """Why the GPUs have no room for so many instances in all; None: they have, or no GPU limits them."""
+    housed = {name for card in plan.cards for name in card.instances}
+    if plan.room is None or wanted - len(housed) <= plan.room:
+        return None
+    more = wanted - len(housed)
+    why = (plan.no_room or f"there is room for {plan.room} more").removeprefix(WAITS)
+    return f"{wanted} instances need {more} more place{'s'[: more > 1]} on the GPUs: {why}"
