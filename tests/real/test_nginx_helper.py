@@ -18,7 +18,7 @@ import pytest
 from hasupervisor.act.nginx import helper
 from hasupervisor.act.nginx.helped import HelperControl, control_for
 from hasupervisor.act.nginx.settings import NginxSettings, NginxTrouble
-from tests.real.gatewaying import Instance, PrivateNginx, addresses, ask, private_nginx, running, table
+from tests.real.gatewaying import Instance, PrivateNginx, addresses, ask, running, table
 
 VERBS = (helper.TEST, helper.JUDGE, helper.RELOAD, helper.REFUSALS)
 
@@ -62,12 +62,6 @@ def _serve(listener: socket.socket, config: Path) -> None:
 @pytest.fixture
 def ports(port_range: Callable[[int], range]) -> range:
     return port_range(6)
-
-
-@pytest.fixture
-def nginx(tmp_path: Path) -> Iterator[PrivateNginx]:
-    with private_nginx(tmp_path / "nginx", f"include {tmp_path}/ha/gateway.conf;\n") as nginx:
-        yield nginx
 
 
 @pytest.fixture
@@ -138,37 +132,6 @@ async def test_nginx_s_own_complaint_comes_back_and_nothing_is_put_in_place(
         assert view.generation == before.generation
         broken.unlink()
         assert (await watched.route(table(pair[0]))).servers == 1
-
-
-async def test_a_refusal_of_the_master_is_told_although_the_error_log_may_not_be_read(
-    settings: NginxSettings,
-    ports: range,
-    nginx: PrivateNginx,
-    control: HelperControl,
-    pair: tuple[Instance, Instance],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    opened = Path.open
-
-    def as_another_user(path: Path, *how: Any, **more: Any) -> Any:
-        if path.name == "error.log":
-            raise PermissionError(13, "Permission denied", str(path))
-        return opened(path, *how, **more)
-
-    nginx.start()
-    async with running(settings, ports[0], control) as watched:
-        await watched.route(table(*pair))
-        monkeypatch.setattr(Path, "open", as_another_user)
-        with socket.create_server(("127.0.0.1", ports[4])):
-            # `nginx -t` does not see that a port is taken; the master does.
-            (nginx.conf_d / "other.conf").write_text(f"server {{ listen 127.0.0.1:{ports[4]}; }}\n")
-            watched.gateway.want(table(pair[0]))
-            view = await watched.until(lambda view: not view.ok, within=20.0)
-            assert view.reason is not None
-            assert "refused generation" in view.reason
-            assert f"bind() to 127.0.0.1:{ports[4]} failed (98: Address already in use)" in view.reason
-            (nginx.conf_d / "other.conf").unlink()
-        await watched.route(table(pair[0]))
 
 
 async def test_an_nginx_that_does_not_run_is_said(

@@ -103,6 +103,29 @@ def test_whoever_is_in_nginx_s_group_can_write_to_the_log_socket_and_to_nothing_
     assert seen.failures == [], str(seen)
 
 
+def test_what_nginx_s_master_refuses_is_told_although_the_daemon_may_not_read_its_log(served: Machine) -> None:
+    log = served.ask(*inside(served, served.main_pid(UNIT)), "cat", "/var/log/nginx/error.log")
+    assert "Permission denied" in log.output
+    taken, other = "127.0.0.1:8099", "/etc/nginx/conf.d/other.conf"
+    listen = "import signal, socket; held = socket.create_server(('127.0.0.1', 8099)); signal.pause()"
+    served.run("systemd-run", "--unit=stranger", "python3", "-c", listen)
+    connect = "import socket; socket.create_connection(('127.0.0.1', 8099))"
+    until(lambda: served.ask("python3", "-c", connect).code == 0, "a stranger has the port")
+    served.put(other, f"server {{ listen {taken}; }}\n")  # `nginx -t` does not see that it is taken; the master does
+    try:
+        asked = served.ask("chatglm-hactl", "nginx", "reload")
+        assert asked.code == 1, asked.output
+        shown = until(lambda: served.document("status")["nginx"]["reason"], "nginx's refusal is shown")
+        for told in (asked.output, shown):
+            assert "refused generation" in told
+            assert f"bind() to {taken} failed (98: Address already in use)" in told
+    finally:
+        served.run("rm", other)
+        served.run("systemctl", "stop", "stranger")
+    served.run("chatglm-hactl", "nginx", "reload")
+    until_green(served)
+
+
 # --- what the shipped drop-ins give back ------------------------------------------------------------------------------
 
 
