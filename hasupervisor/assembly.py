@@ -10,9 +10,9 @@ from hasupervisor.act.nginx.settings import NginxSettings
 from hasupervisor.config import Config
 from hasupervisor.config.values import ANY_HOST
 from hasupervisor.decide.autoscale.facts import Rules
-from hasupervisor.decide.gpu.ledger import GB
 from hasupervisor.drill.drills import DrillSettings
 from hasupervisor.model import Address, GpuPolicy, Policy
+from hasupervisor.model.gpu import GB
 from hasupervisor.observe.answers import Dialect
 from hasupervisor.observe.kernel_log import KMSG
 from hasupervisor.observe.watch import ProbeSettings

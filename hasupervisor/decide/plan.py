@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from hasupervisor.decide import brakes, placement, rollout, scaling, summary
-from hasupervisor.decide.gpu.cards import Cards, Condemned, condemned, judge_cards, remember, shown
+from hasupervisor.decide.gpu.cards import Cards, Ending, condemned, judge_cards, remember, shown
 from hasupervisor.decide.gpu.ledger import Ledger, Place
 from hasupervisor.decide.health import is_accused, judge
 from hasupervisor.decide.repair import QUIET, Gate, Turn, advance
@@ -150,7 +150,7 @@ def _turns(
     pairs: tuple[tuple[Seen, Verdict], ...],
     cause: brakes.CommonCause | None,
     cards: Cards | None,
-    ends: Mapping[str, Condemned],
+    ends: Mapping[str, Ending],
 ) -> _Turned:
     loading = {
         seen.record.name: placement.is_loading(seen, verdict, unlisted=placement.list_is_old(seen, world))
@@ -201,7 +201,7 @@ class _Around:
 
 
 def _ended_by_gpu(
-    verdict: Verdict, end: Condemned, around: _Around, its_turn: bool, world: World
+    verdict: Verdict, end: Ending, around: _Around, its_turn: bool, world: World
 ) -> tuple[Verdict, _Around]:
     """A lost CUDA context is fenced. One that can still work is drained when its turn comes, and serves until then."""
     if end.fence:

@@ -21,8 +21,8 @@ OWN_FOLDERS = ("/var/lib/chatglm-ha", "/var/log/chatglm-ha", "/run/chatglm-ha") 
 AGAIN = "systemctl restart chatglm-ha"
 
 
-def examine(shown: Mapping[str, str], settings: Config, path: Path) -> list[Finding]:
-    """`shown`: the unit's properties (unit.py); `path`: the configuration.
+def examine(shown: Mapping[str, str], settings: Config, path: Path, sockets: Path = SOCKETS) -> list[Finding]:
+    """`shown`: the unit's properties (unit.py); `path`: the configuration; `sockets`: where root's helper listens.
 
     Nothing where the unit is not there or runs as root, who may do everything.
     """
@@ -38,7 +38,7 @@ def examine(shown: Mapping[str, str], settings: Config, path: Path) -> list[Find
         *_configuration(path, account, groups),
         *_folders(shown, settings),
         *_engine(settings, account, groups),
-        *_nginx(settings, user),
+        *_nginx(settings, user, sockets),
         *_processes(shown, settings),
     ]
     return found or [ok(CHECK, f"the daemon's user {user} may do what it has to")]
@@ -112,11 +112,11 @@ def _engine(settings: Config, account: pwd.struct_passwd, groups: frozenset[int]
     return [fail(CHECK, f"{user}, as whom the daemon runs, may not use {path}: it is not in the group {group}", mend)]
 
 
-def _nginx(settings: Config, user: str) -> list[Finding]:
-    if settings.nginx.mode != "system" or (SOCKETS / helper.RELOAD).exists():
+def _nginx(settings: Config, user: str, sockets: Path) -> list[Finding]:
+    if settings.nginx.mode != "system" or (sockets / helper.RELOAD).exists():
         return []
     mend = f"systemctl start {UNIT} && {AGAIN}"
-    return [fail(CHECK, f"{user} may not test or reload nginx, and root's helper is not there: {SOCKETS}", mend)]
+    return [fail(CHECK, f"{user} may not test or reload nginx, and root's helper is not there: {sockets}", mend)]
 
 
 def _processes(shown: Mapping[str, str], settings: Config) -> list[Finding]:

@@ -11,12 +11,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from hasupervisor.config import Config
-from hasupervisor.decide.gpu.ledger import GB, is_excluded
+from hasupervisor.decide.gpu.ledger import is_excluded
 from hasupervisor.doctor.account import drop_in
 from hasupervisor.doctor.engine import Engine
 from hasupervisor.doctor.finding import Finding, fail, ok, warn
 from hasupervisor.model import GpuPolicy
-from hasupervisor.model.gpu import CardView, DriverState, DriverView, GpuFact
+from hasupervisor.model.gpu import GB, CardView, DriverState, DriverView, GpuFact
 from hasupervisor.observe.gpus import GpuSense, Pace
 
 CHECK = "gpu"
@@ -28,7 +28,7 @@ TOOLS = ("nvidia-container-runtime-hook", "nvidia-ctk", "nvidia-container-runtim
 CAP_SYSLOG = 34  # capability(7): the bit that lets one read the kernel log
 
 
-async def ask(config: Config, environment: Mapping[str, str] | None = None) -> DriverView | None:
+async def ask(config: Config, environment: Mapping[str, str] | None = None, pace: Pace = PACE) -> DriverView | None:
     """What NVML tells, by a process that is left behind where it hangs. None: `gpu.mode` is off.
 
     `environment` is added to that of the process. Takes `ASK_S` at most; what is not known by then stays unknown.
@@ -36,7 +36,7 @@ async def ask(config: Config, environment: Mapping[str, str] | None = None) -> D
     if config.gpu.mode == "off":
         return None
     changed = asyncio.Event()
-    sense = GpuSense(changed.set, PACE, environment)
+    sense = GpuSense(changed.set, pace, environment)
     sense.start()
     try:
         with contextlib.suppress(TimeoutError):

@@ -6,6 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+GB = 1 << 30
+"""Bytes of a GB as GPUs are sold: a "24 GB" card has 24 GiB, and `gpu.memory_gb` is meant by that measure."""
+
 
 class DriverState(StrEnum):
     """What stands between us and the cards. Only OK and WEDGED have cards to show."""

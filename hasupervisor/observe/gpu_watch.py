@@ -11,8 +11,7 @@ from hasupervisor.observe.gpu_recall import recall
 from hasupervisor.observe.gpus import GpuSense
 from hasupervisor.observe.kernel_log import KMSG, KernelLog
 from hasupervisor.observe.owners import Owners
-
-BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+from hasupervisor.runtimes.keeper import boot_id
 
 
 class GpuWatch:
@@ -22,7 +21,7 @@ class GpuWatch:
         self._nvml = GpuSense(on_change)
         self._kernel = KernelLog(on_change, kernel_log)
         self._owners = Owners()
-        self._boot = BOOT_ID.read_text().strip()
+        self._boot = boot_id()
 
     def start(self) -> None:
         """Begins to look; needs a running loop."""

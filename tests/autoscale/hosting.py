@@ -31,6 +31,7 @@ from hasupervisor.model import (
     Wants,
 )
 from hasupervisor.model.gpu import (
+    GB,
     CardRecord,
     CardView,
     DriverState,
@@ -42,7 +43,6 @@ from hasupervisor.model.gpu import (
 )
 
 RULES = Rules(min=2, max=6, sample=10.0, evaluate=30.0, up_connections=5.0, down_connections=3.0)
-GB = 1 << 30
 GPU = GpuPolicy(need_bytes=13 * GB, reserve_bytes=0)
 POLICY = Policy("chatglm", range(8000, 8010), 2, 6)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from hasupervisor.decide.gpu.ledger import GB
 from hasupervisor.model import (
     Address,
     Fact,
@@ -24,6 +23,7 @@ from hasupervisor.model import (
     World,
 )
 from hasupervisor.model.gpu import (
+    GB,
     CardRecord,
     CardView,
     DriverState,

@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hasupervisor.decide.gpu.judge import Judgement
-from hasupervisor.decide.gpu.ledger import GB, Ledger, Place, Tenant, ledger
+from hasupervisor.decide.gpu.ledger import Ledger, Place, Tenant, ledger
 from hasupervisor.model import GpuPolicy
-from hasupervisor.model.gpu import CardRecord, CardState, CardView, DriverState
+from hasupervisor.model.gpu import GB, CardRecord, CardState, CardView, DriverState
 from tests.decide.gpu_facts import POLICY, card, gpus, name, uuid
 
 FINE = Judgement(CardRecord("any"), CardState.OK, None)

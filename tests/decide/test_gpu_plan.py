@@ -6,7 +6,6 @@ from dataclasses import replace
 
 import pytest
 
-from hasupervisor.decide.gpu.ledger import GB
 from hasupervisor.decide.plan import plan
 from hasupervisor.model import (
     Outcome,
@@ -17,7 +16,7 @@ from hasupervisor.model import (
     StepKind,
     Wants,
 )
-from hasupervisor.model.gpu import CardRecord, CardState, DriverState, Need, Quarantine
+from hasupervisor.model.gpu import GB, CardRecord, CardState, DriverState, Need, Quarantine
 from tests.decide.gpu_facts import NOW, POLICY, card, gpus, incident, name, serving, uuid, wanted, world
 
 LOST = CardRecord(uuid(0), Quarantine("it has fallen off the bus", Need.REBOOT, 1.0, "boot-1", fences=True))

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from hasupervisor.decide.autoscale.gpus import GB, GpuUse, gpu_use
-from hasupervisor.model.gpu import CardJudged, CardRecord, CardState, CardView, GpuFact, Refusal
+from hasupervisor.decide.autoscale.gpus import GpuUse, gpu_use
+from hasupervisor.model.gpu import GB, CardJudged, CardRecord, CardState, CardView, GpuFact, Refusal
 
 NOW = 1_000.0
 

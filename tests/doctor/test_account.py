@@ -100,12 +100,9 @@ def test_instances_as_processes_want_their_drop_in_until_it_is_there(
         assert "/usr/share/chatglm-ha/process-runtime.conf && systemctl daemon-reload" in found.hint
 
 
-def test_without_root_s_helper_the_system_s_nginx_cannot_be_reloaded(
-    file: Path, engine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(account, "SOCKETS", tmp_path / "nowhere")
+def test_without_root_s_helper_the_system_s_nginx_cannot_be_reloaded(file: Path, engine: Path, tmp_path: Path) -> None:
     file.write_text('[service]\nruntime = "process"\n')
-    found = told(account.examine(UNIT, config.load(file, {}), file), "helper")
+    found = told(account.examine(UNIT, config.load(file, {}), file, tmp_path / "nowhere"), "helper")
     assert (found.level, found.hint) == (
         Level.FAIL,
         "systemctl start chatglm-ha-nginx.socket && systemctl restart chatglm-ha",

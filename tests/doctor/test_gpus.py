@@ -19,7 +19,6 @@ from tests.doubles.nvml.cards import EVERY, LOST, MISMATCH, NOT_LOADED, NvmlDoub
 SYSTEMD = Engine({"CgroupDriver": "systemd", "Runtimes": {"nvidia": {}}}, local=True)
 VERSION = "NVRM version: NVIDIA UNIX x86_64 Kernel Module  550.163.01  Sun May 12 19:39:15 UTC 2024\n"
 MODULE = "proc/driver/nvidia/version"
-GB = 1 << 30
 ABSENT = DriverView(DriverState.ABSENT, "no NVIDIA driver is installed: libnvidia-ml.so.1 is not there")
 ANSWERS = DriverView(DriverState.OK, "driver 550.163.01, 1 GPU", version="550.163.01")
 
@@ -42,11 +41,11 @@ def write(root: Path, path: str, text: str) -> None:
     (root / path).write_text(text)
 
 
-async def examined(nvml: NvmlDouble, root: Path, **changes: object) -> list[Finding]:
+async def examined(nvml: NvmlDouble, root: Path, pace: Pace = gpus.PACE, **changes: object) -> list[Finding]:
     config = configured(**changes)
     nvml.tell()
     write(root, MODULE, VERSION)
-    return gpus.examine(config, None, await gpus.ask(config, nvml.environment), root)
+    return gpus.examine(config, None, await gpus.ask(config, nvml.environment, pace), root)
 
 
 async def only(nvml: NvmlDouble, root: Path, level: Level, **changes: object) -> Finding:
@@ -89,13 +88,10 @@ async def test_a_library_of_another_version_than_the_loaded_module_wants_a_reboo
     assert found.hint == "reboot the host"
 
 
-async def test_a_driver_that_hangs_is_said_in_time(
-    nvml: NvmlDouble, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(gpus, "PACE", Pace(driver=1.0))
+async def test_a_driver_that_hangs_is_said_in_time(nvml: NvmlDouble, tmp_path: Path) -> None:
     nvml.hanging = {EVERY}
     began = time.monotonic()
-    (found,) = await examined(nvml, tmp_path)
+    (found,) = await examined(nvml, tmp_path, Pace(driver=1.0))
     assert (found.level, time.monotonic() - began < 10) == (Level.FAIL, True)
     assert found.sentence.startswith("the NVIDIA driver hangs")
 
@@ -148,13 +144,11 @@ async def test_a_configuration_that_leaves_every_card_to_others_starts_nothing(
     assert found.sentence == "gpu.exclude leaves all 2 GPUs to others: no instance starts"
 
 
-async def test_a_card_that_refuses_and_one_that_is_silent_are_named(
-    nvml: NvmlDouble, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(gpus, "PACE", Pace(first=1.0, card=1.0))
+async def test_a_card_that_refuses_and_one_that_is_silent_are_named(nvml: NvmlDouble, tmp_path: Path) -> None:
     nvml.cards[0].failing[EVERY] = LOST
     nvml.cards[1].hanging.add(EVERY)
-    found = [one.sentence for one in await examined(nvml, tmp_path) if one.level is Level.FAIL]
+    pace = Pace(first=1.0, card=1.0)
+    found = [one.sentence for one in await examined(nvml, tmp_path, pace) if one.level is Level.FAIL]
     assert found == [
         "GPU 0 cannot be asked (NVML: GPU is lost, 15): nothing is placed on it",
         "NVML's calls about GPU 1 do not return: nothing is placed on it",

@@ -2,39 +2,23 @@
 
 from __future__ import annotations
 
-import asyncio
 import sqlite3
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from hasupervisor.memory import Memory, Remembered, Scribe
+from hasupervisor.memory import Memory
 from hasupervisor.memory.cards import card_of, card_row
 from hasupervisor.memory.database import Batch
 from hasupervisor.memory.rows import Moment
 from hasupervisor.model.gpu import CardRecord, Counted, Need, Quarantine
+from tests.memory.scribing import NOW, WALL, scribe_at
 
-NOW, WALL = 100.0, 1_800_000_000.0
 BROKEN = Quarantine("fell off the bus (Xid 79)", Need.REBOOT, WALL - 60.25, "boot-1", index=3)
 BY_HAND = Quarantine("laut, 风扇", Need.WORD, WALL - 10.0, "boot-1", "alice (uid 1000)", evicts=False)
 FIRST = CardRecord("GPU-1", quarantine=BROKEN, lost_in=("boot-0", "boot-1"))
 SECOND = CardRecord("GPU-2", by_hand=BY_HAND)
-
-
-@asynccontextmanager
-async def scribe_at(path: Path, opener: type[Memory] = Memory) -> AsyncIterator[tuple[Scribe, Remembered]]:
-    scribe = Scribe(path, opener=opener.open)
-    remembered = await scribe.load(NOW, WALL)
-    task = asyncio.create_task(scribe.run())
-    try:
-        yield scribe, remembered
-    finally:
-        task.cancel()
-        await asyncio.wait([task])
-        await scribe.close()
 
 
 @pytest.fixture
@@ -84,7 +68,7 @@ async def test_cards_that_have_not_changed_are_not_written_again(path: Path) -> 
             written.append(batch)
             return super().write(batch)
 
-    async with scribe_at(path, Counting) as (scribe, _):
+    async with scribe_at(path, Counting.open) as (scribe, _):
         scribe.save_cards([FIRST, CardRecord("GPU-9")])
         assert await scribe.flush(5) is None
         for second in range(20):

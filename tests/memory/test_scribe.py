@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,8 +16,7 @@ from hasupervisor.memory import scribe as scribe_module
 from hasupervisor.memory.database import MIGRATIONS, Batch
 from hasupervisor.model import Note, Operation, OperationKind, OperationState, Record, Wants
 from hasupervisor.model.gpu import CardRecord
-
-NOW, WALL = 100.0, 1_800_000_000.0
+from tests.memory.scribing import NOW, WALL, scribe_at
 
 
 def note(number: int) -> Note:
@@ -30,22 +28,6 @@ async def until(condition: Callable[[], bool], what: str) -> None:
     while not condition():
         assert time.monotonic() < end, f"not within 10 s: {what}"
         await asyncio.sleep(0.01)
-
-
-@asynccontextmanager
-async def scribe_at(
-    path: Path, opener: Callable[[Path], Memory] = Memory.open
-) -> AsyncIterator[tuple[Scribe, Remembered]]:
-    """A scribe that runs, as the daemon has it."""
-    scribe = Scribe(path, opener=opener)
-    remembered = await scribe.load(NOW, WALL)
-    task = asyncio.create_task(scribe.run())
-    try:
-        yield scribe, remembered
-    finally:
-        task.cancel()
-        await asyncio.wait([task])
-        await scribe.close()
 
 
 class Gate(Memory):

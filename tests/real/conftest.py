@@ -13,6 +13,7 @@ from hasupervisor.runtimes.docker_launch import DockerSettings
 from tests.claims import Claims
 from tests.real import images
 from tests.real.dockerd import Engine
+from tests.real.gatewaying import PrivateNginx, private_nginx
 
 PORTS_FROM, PORTS_TO = 20000, 32000  # below what the kernel hands out for outgoing connections (32768)
 BLOCK = 20
@@ -75,3 +76,18 @@ def is_free(port: int) -> bool:
         except OSError:
             return False
         return True
+
+
+@pytest.fixture
+def nginx(tmp_path: Path) -> Iterator[PrivateNginx]:
+    """The distribution's nginx, private, with the gateway's file in it as the installation includes it."""
+    with private_nginx(tmp_path / "nginx", f"include {tmp_path}/ha/gateway.conf;\n") as nginx:
+        yield nginx
+
+
+@pytest.fixture
+def no_defect_is_logged(capsys: pytest.CaptureFixture[str]) -> Iterator[None]:
+    yield
+    logged = "".join(capsys.readouterr())
+    assert "BUG" not in logged, logged
+    assert "Traceback" not in logged, logged

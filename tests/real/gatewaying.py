@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -249,3 +250,14 @@ def private_nginx(folder: Path, conf: str) -> Iterator[PrivateNginx]:
         yield nginx
     finally:
         nginx.stop()
+
+
+def master_of(settings: NginxSettings) -> int | None:
+    """The pid of the master of an nginx of our own; None: it has none."""
+    return process.read_pid(settings.dir / "nginx.pid")
+
+
+def refused(port: int) -> bool:
+    """Whether nobody listens there."""
+    with socket.socket() as client:
+        return client.connect_ex(("127.0.0.1", port)) != 0

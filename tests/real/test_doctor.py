@@ -17,7 +17,7 @@ from hasupervisor.doctor import gateway
 from hasupervisor.doctor.finding import Finding, Level
 from tests.real.daemon import PATIENT, Daemon, Document, as_processes, daemon
 from tests.real.dockerd import Engine
-from tests.real.gatewaying import PrivateNginx, private_nginx
+from tests.real.gatewaying import PrivateNginx
 
 
 @pytest.fixture
@@ -90,12 +90,6 @@ async def test_an_engine_that_does_not_answer_is_to_be_mended_within_its_deadlin
 
 
 # --- nginx ------------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def nginx(tmp_path: Path) -> Iterator[PrivateNginx]:
-    with private_nginx(tmp_path / "nginx", f"include {tmp_path}/ha/gateway.conf;\n") as nginx:
-        yield nginx
 
 
 @pytest.fixture

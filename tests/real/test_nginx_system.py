@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,27 +14,15 @@ import pytest
 from hasupervisor.act.nginx import process
 from hasupervisor.act.nginx.render import read_upstream
 from hasupervisor.act.nginx.settings import NginxSettings
-from tests.real.gatewaying import Instance, PrivateNginx, addresses, ask, private_nginx, running, table
+from tests.real.gatewaying import Instance, PrivateNginx, addresses, ask, running, table
 from tests.real.waiting import eventually
 
-
-@pytest.fixture(autouse=True)
-def no_defect_is_logged(capsys: pytest.CaptureFixture[str]) -> Iterator[None]:
-    yield
-    logged = "".join(capsys.readouterr())
-    assert "BUG" not in logged, logged
-    assert "Traceback" not in logged, logged
+pytestmark = pytest.mark.usefixtures("no_defect_is_logged")
 
 
 @pytest.fixture
 def ports(port_range: Callable[[int], range]) -> range:
     return port_range(6)
-
-
-@pytest.fixture
-def nginx(tmp_path: Path) -> Iterator[PrivateNginx]:
-    with private_nginx(tmp_path / "nginx", f"include {tmp_path}/ha/gateway.conf;\n") as nginx:
-        yield nginx
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from hasupervisor.model.gpu import (
+    GB,
     CardJudged,
     CardRecord,
     CardState,
@@ -19,7 +20,6 @@ from hasupervisor.model.gpu import (
 from hasupervisor.report.snapshot import GpusView
 from tests.report.example import NOW, SNAPSHOT, WALL
 
-GB = 1 << 30
 DRIVER = DriverView(DriverState.OK, "driver 550.163.01, 3 GPUs", since=NOW - 60, version="550.163.01")
 DEAF = "the kernel log cannot be read (/dev/kmsg: Operation not permitted)"
 

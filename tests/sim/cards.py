@@ -6,9 +6,9 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from hasupervisor.decide.gpu.ledger import GB
 from hasupervisor.model import Fact, GpuPolicy
 from hasupervisor.model.gpu import (
+    GB,
     CardRecord,
     CardView,
     DriverState,

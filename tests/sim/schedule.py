@@ -7,8 +7,8 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 
-from hasupervisor.decide.gpu.ledger import GB
 from hasupervisor.model import Colour, GpuPolicy, OperationState, Policy, State, Step
+from hasupervisor.model.gpu import GB
 from tests.sim.desk import WHO
 from tests.sim.faults import CARD_FAULTS, COMMANDS, FAULTS, Fault
 from tests.sim.host import Host

@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-from hasupervisor.model.gpu import CardJudged, GpuFact
+from hasupervisor.model.gpu import GB, CardJudged, GpuFact
 
 STALE = 10.0
 """Seconds after which a card's figures say nothing of the present; they are taken every second or two."""
-
-GB = 1 << 30  # as GPUs are sold: a "24 GB" card has 24 GiB
 
 
 @dataclass(frozen=True, slots=True)

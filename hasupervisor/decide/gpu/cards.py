@@ -15,8 +15,8 @@ _THERE = (Phase.CREATED, Phase.RUNNING, Phase.PAUSED, Phase.REMOVING)
 
 
 @dataclass(frozen=True, slots=True)
-class Eviction:
-    """An instance that has to start on another card."""
+class Ending:
+    """An instance that its card ends."""
 
     why: str
     fence: bool  # it cannot work any more: it is ended at once, not drained
@@ -28,7 +28,7 @@ class Cards:
 
     books: Ledger
     judged: tuple[tuple[CardView, Judgement], ...] = ()
-    evictions: Mapping[str, Eviction] = field(default_factory=dict)  # by instance
+    evictions: Mapping[str, Ending] = field(default_factory=dict)  # by instance
     poisoned: Mapping[str, str] = field(default_factory=dict)  # instance -> why its life is over, in this cycle
     accused: frozenset[str] = frozenset()  # one of these met a fault, and nobody knows which: a prompt decides
     problems: tuple[Problem, ...] = ()
@@ -93,27 +93,19 @@ def remember(seen: Seen, cards: Cards) -> Seen:
     return seen if record is seen.record else replace(seen, record=record)
 
 
-@dataclass(frozen=True, slots=True)
-class Condemned:
-    """An instance that its GPU ends: which way, and why."""
-
-    why: str
-    fence: bool
-
-
-def condemned(world: World, cards: Cards) -> dict[str, Condemned]:
+def condemned(world: World, cards: Cards) -> dict[str, Ending]:
     """Instances that a fault of their card ends. One that can go nowhere is left to its own probes: it may yet work."""
-    found: dict[str, Condemned] = {}
+    found: dict[str, Ending] = {}
     books = cards.books
     for seen in world.instances:
         record, fact = seen.record, seen.fact
         if fact is None or fact.phase is not Phase.RUNNING:
             continue
         if record.poisoned is not None:
-            found[record.name] = Condemned(record.poisoned.why, fence=True)
+            found[record.name] = Ending(record.poisoned.why, fence=True)
         elif (eviction := cards.evictions.get(record.name)) is not None and (goal := books.roomiest()) is not None:
             books = books.promise(record.name, (goal,))
-            found[record.name] = Condemned(eviction.why, eviction.fence)
+            found[record.name] = eviction
     return found
 
 
@@ -160,14 +152,14 @@ def _tenant(seen: Seen, world: World) -> Tenant | None:
     return Tenant(record.name, record.gpus, loads=True) if started and record.gpus else None
 
 
-def _evictions(judged: Sequence[tuple[CardView, Judgement]], tenants: Sequence[Tenant]) -> dict[str, Eviction]:
-    found: dict[str, Eviction] = {}
+def _evictions(judged: Sequence[tuple[CardView, Judgement]], tenants: Sequence[Tenant]) -> dict[str, Ending]:
+    found: dict[str, Ending] = {}
     for card, judgement in judged:
         if judgement.evict is None:
             continue
         for tenant in tenants:
             if card.uuid in tenant.gpus:
-                found[tenant.name] = Eviction(f"GPU {card.index} is given up: {judgement.evict}", judgement.fence)
+                found[tenant.name] = Ending(f"GPU {card.index} is given up: {judgement.evict}", judgement.fence)
     return found
 
 

@@ -11,13 +11,10 @@ from dataclasses import dataclass, replace
 
 from hasupervisor.decide.gpu.judge import Judgement, leaked_bytes
 from hasupervisor.model import GpuPolicy
-from hasupervisor.model.gpu import CardState, CardView, DriverState, DriverView, GpuFact, Gpus
+from hasupervisor.model.gpu import GB, CardState, CardView, DriverState, DriverView, GpuFact, Gpus
 
 WAITS = "waits for a GPU: "
 """How the reason of an instance begins that no card can take."""
-
-GB = 1 << 30
-"""Bytes of a GB as GPUs are sold: a "24 GB" card has 24 GiB, and `gpu.memory_gb` is meant by that measure."""
 
 
 @dataclass(frozen=True, slots=True)
