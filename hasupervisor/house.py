@@ -98,7 +98,9 @@ class House:
         self._gateway = Gateway(assembly.nginx_settings(settings), self._gateway_changed, self._requests_wait)
         self._gateway_before = GatewayView()
         self._routed: dict[Address, str] = {}  # who gets requests, as far as the history tells
-        self._traffic = Traffic(_log_socket(settings, keeping), InFlight(), on_errors=self._wake)
+        has_gateway = settings.nginx.mode != "off"
+        sock = _log_socket(settings, keeping)
+        self._traffic = Traffic(sock, InFlight(), on_errors=self._wake, gateway=has_gateway)
         self._instances = InstanceSense(self._runtime, self._instances_changed)
         self._gpus = GpuWatch(self._wake, assembly.kernel_log(os.environ)) if settings.gpu.mode != "off" else None
         self._probes = Probes(assembly.probe_settings(settings), self._wake, idle=self._idle)

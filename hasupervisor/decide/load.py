@@ -17,6 +17,9 @@ def in_flight(probe: ProbeView | None, traffic: TrafficView, policy: Policy, now
 
 
 def _told(probe: ProbeView | None, fresh: float, now: float) -> float | None:
-    if probe is None or probe.progress is None or probe.answered_at is None or now - probe.answered_at > fresh:
+    if probe is None or probe.progress is None:
+        return None
+    told_at = probe.answered_at if probe.progress_at is None else probe.progress_at
+    if told_at is None or now - told_at > fresh:
         return None
     return float(probe.progress.in_flight + probe.progress.queued)

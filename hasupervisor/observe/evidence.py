@@ -22,6 +22,7 @@ def answered(view: ProbeView, health: Health, now: float, asked_at: float) -> Pr
         failures=0,
         first_failure_at=None,
         progress=progress,
+        progress_at=now if health.progress is not None else view.progress_at,
         progressed_at=now if _moved(view.progress, health.progress) else view.progressed_at,
     )
 

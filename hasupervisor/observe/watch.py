@@ -22,6 +22,7 @@ FAST = 0.5  # seconds between questions to an instance that is on its way up, or
 RETRY = 0.2  # seconds after a quick failure (refused, reset, 500): it may be over in a moment
 RETRIES = 3  # quick ones, then FAST
 PROMPT_GAP = 1.0  # seconds between two prompts at least
+FRESH = 3.0  # times interval and timeout: as old a report of its work may be
 METRICS_LIMIT = 4 * 1024 * 1024  # bytes; vLLM's page is about 200 kB
 
 
@@ -213,24 +214,39 @@ class Watch:
         rested = 0.0 if since is None else max(0.0, PROMPT_GAP - since)
         if self._asked:
             return rested
-        idle = self._around.idle(self.name)
+        idle = self._idle()
         if self.view.prompted_at is None:  # coming up: it serves nobody before it has answered one
             return PROMPT_GAP if idle is False else rested
         due = self._settings.inference_interval - since if since is not None else 0.0
         if due > 0:
             return due
-        return 0.0 if idle is True and not self._works() else PROMPT_GAP
+        return 0.0 if idle is True and not self._reported() else PROMPT_GAP
 
-    def _works(self) -> bool:
-        """Whether it reports work of its own, as far as the last answer tells."""
-        progress = self.view.progress
-        return progress is not None and progress.in_flight + progress.queued > 0
+    def _reported(self) -> int | None:
+        """Requests in it by its own last report, while that is fresh; None: it does not report them."""
+        progress, at = self.view.progress, self.view.progress_at
+        fresh = FRESH * (self._settings.interval + self._settings.timeout)
+        if progress is None or at is None or self._around.clock() - at > fresh:
+            return None
+        return progress.in_flight + progress.queued
+
+    def _idle(self) -> bool | None:
+        """Whether it has nothing to do: by its connections, else by its own report. None: it may be busy."""
+        seen, reported = self._around.idle(self.name), self._reported()
+        return reported == 0 if seen is None and reported is not None else seen
+
+    def _may_be_busy(self) -> bool:
+        """Whether somebody's work may keep the prompt that is out from being answered."""
+        seen, reported = self._around.idle(self.name), self._reported()
+        if seen is None:
+            return reported is None or reported > 1  # the prompt itself is reported too
+        return not seen
 
     async def _prompt(self) -> None:
         settings = self._settings
         try:
             ended = await self._prompter.ask(
-                self.address, settings.prompt, settings.inference_timeout, lambda: self._around.idle(self.name) is False
+                self.address, settings.prompt, settings.inference_timeout, self._may_be_busy
             )
         except NotAsked as why:
             self._around.discarded(self.name, str(why))

@@ -17,7 +17,7 @@ from hasupervisor.observe.exchange import Missed, Question, exchange
 from hasupervisor.observe.logsocket import open_log_socket
 from hasupervisor.observe.traffic import Traffic
 from hasupervisor.templates import template_dir
-from tests.observe.servers import Handler, answering, free_address, http, saying, serving, silent_after
+from tests.observe.servers import Handler, answering, free_address, here, http, saying, serving, silent_after
 from tests.real.waiting import eventually
 
 CONF = """
@@ -185,6 +185,7 @@ async def test_requests_that_nginx_holds_with_an_instance_are_in_flight(tmp_path
         asking = [asyncio.ensure_future(gateway.get("/mute")) for _ in range(4)]
         await eventually(lambda: gateway.view(mute).in_flight == 4)
         assert gateway.traffic.idle(mute) is False
+        gateway.traffic.follow([here(mute)])
         assert await asyncio.gather(*asking) == [504] * 4
         await eventually(lambda: gateway.view(mute).in_flight == 0)
         assert gateway.traffic.idle(mute) is True
