@@ -83,10 +83,13 @@ class ProbeView:
     """The evidence that probes have gathered of one incarnation (runtime_id) of an instance.
 
     `failures` and `successes` count in a row; a failure that was ours (a late event loop, no file descriptors) is not
-    counted at all. An answer of "unhealthy" is an answer, not a failure.
+    counted at all: `unasked` tells of it, and everything else is as old as it was. An answer of "unhealthy" is an
+    answer, not a failure.
     """
 
     runtime_id: str
+    unasked: str = ""  # why the last question could not be put, in words; empty: it was put
+    unasked_since: float | None = None  # none could be put since then
     said: Said | None = None  # the last answer; None: never answered
     reason: str = ""  # with UNHEALTHY: the instance's own words
     answered_at: float | None = None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -46,6 +46,12 @@ class Discards(Protocol):
     def __call__(self, name: str, why: str) -> None: ...
 
 
+class _Loses(Protocol):
+    """What is left of a view after a part of the watch broke, for such a reason, at such a time."""
+
+    def __call__(self, view: ProbeView, why: str, now: float, /) -> ProbeView: ...
+
+
 @dataclass(slots=True)
 class Surroundings:
     """What a watch is told by, and tells, the outside."""
@@ -77,6 +83,7 @@ class Watch:
         self._counter: float | None = None
         self._counter_missing = False
         self._told_locked = False
+        self._broke_by: set[str] = set()  # told already
 
     def ask(self) -> None:
         """A prompt is wanted as soon as the instance answers its health questions, idle or not."""
@@ -89,6 +96,10 @@ class Watch:
         self._hurried.set()
         self._tell = True
 
+    def lose(self, why: str) -> None:
+        """Nothing is known any more, for that reason."""
+        self._now(evidence.lost(self.view, why, self._around.clock()))
+
     def reconfigure(self, settings: ProbeSettings) -> None:
         """Other settings; `run` has to be begun anew."""
         if settings.dialect is not self._settings.dialect:
@@ -98,12 +109,34 @@ class Watch:
         self._settings = settings
 
     async def run(self) -> None:
-        """Watches until cancelled."""
+        """Watches until cancelled. What breaks is told once, with its cause, and begun again; the rest goes on."""
         async with asyncio.TaskGroup() as group:
-            group.create_task(self._question_for_ever())
-            group.create_task(self._prompt_for_ever())
+            group.create_task(self._again_and_again("health question", self._question_for_ever, evidence.lost))
+            group.create_task(self._again_and_again("prompt", self._prompt_for_ever, evidence.lost_prompt))
             if self._settings.progress_metric:
-                group.create_task(self._count_for_ever())
+                group.create_task(
+                    self._again_and_again("progress counter", self._count_for_ever, lambda view, *_: view)
+                )
+
+    async def _again_and_again(self, what: str, watch: Callable[[], Awaitable[None]], lost: _Loses) -> None:
+        while True:
+            try:
+                await watch()
+            except Exception as error:
+                self._told_broken(what, error)
+                self._now(lost(self.view, f"the {what} broke: {error!r}", self._around.clock()))
+                await asyncio.sleep(FAST)
+
+    def _told_broken(self, what: str, error: Exception) -> None:
+        why = f"the {what} broke: {error!r}"
+        self._around.discarded(self.name, why)
+        if why not in self._broke_by:
+            self._broke_by.add(why)
+            log.error(
+                f"BUG: the {what} of {self.name} broke; it is put again every {FAST:g} s, and this is told once",
+                subject=self.name,
+                exc_info=error,
+            )
 
     # --- layers 1 and 2: does it answer, is it loaded -----------------------------------------------------------------
 
@@ -125,13 +158,14 @@ class Watch:
         health answer stands in a queue is not to be given more of it.
         """
         first = asyncio.ensure_future(self._question())
-        pending = {first}
+        asked, pending = [first], {first}
         counted = False
         try:
             if self.view.failures == 0:
                 await asyncio.wait(pending, timeout=max(self._settings.timeout / 4, 2 * self._usual))
                 if not first.done():
-                    pending.add(asyncio.ensure_future(self._question()))
+                    asked.append(asyncio.ensure_future(self._question()))
+                    pending.add(asked[-1])
             while pending:
                 done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
                 results = [task.result() for task in done]
@@ -142,8 +176,7 @@ class Watch:
         finally:
             for task in pending:
                 task.cancel()
-            if pending:
-                await asyncio.wait(pending)
+            await asyncio.gather(*asked, return_exceptions=True)  # what broke has been told by the other one
 
     async def _question(self) -> tuple[Health | Missed | NotAsked, float]:
         """What came of it, and when it was put."""
@@ -162,6 +195,7 @@ class Watch:
         match result:
             case NotAsked():
                 self._around.discarded(self.name, str(result))
+                self._now(evidence.unasked(self.view, str(result), now))
                 return False
             case Missed():
                 self._now(evidence.missed(self.view, result.miss, str(result), now))
