@@ -280,7 +280,7 @@ async def test_a_progress_counter_that_is_not_there_is_told_once() -> None:
     assert len([line for line in logs if "has no no_such_total" in line["event"]]) == 1
 
 
-# --- questions that cannot be put ---------------------------------------------------------------------------------------
+# --- questions that cannot be put -------------------------------------------------------------------------------------
 
 NO_SUCH_HOST = Address("no-such-host.invalid", 80)
 UNSPEAKABLE = replace(QUICK, path="/健康")
