@@ -88,8 +88,6 @@ class ProbeView:
     """
 
     runtime_id: str
-    unasked: str = ""  # why the last question could not be put, in words; empty: it was put
-    unasked_since: float | None = None  # none could be put since then
     said: Said | None = None  # the last answer; None: never answered
     reason: str = ""  # with UNHEALTHY: the instance's own words
     answered_at: float | None = None
@@ -107,6 +105,8 @@ class ProbeView:
     prompt_ok: bool | None = None
     prompt_error: str = ""
     prompt_failures: int = 0  # in a row
+    unasked: str = ""  # why the last question could not be put, in words; empty: it was put
+    unasked_since: float | None = None  # none could be put since then
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import structlog
 
 from hasupervisor.model import Address, Fact, Phase, TrafficView
-from hasupervisor.observe.accesslog import CLIENT_LEFT, OVERLOADED, Request, Try, Unreadable, is_traffic, read_line
+from hasupervisor.observe.accesslog import OVERLOADED, Request, Try, Unreadable, is_traffic, read_line
 from hasupervisor.observe.connections import Flight, InFlight
 from hasupervisor.observe.namespaces import PAUSE, STALE, Server
 from hasupervisor.observe.tally import NOBODY, Tally
@@ -46,8 +46,9 @@ class Traffic:
     Every try in a line counts for the address it went to: a failed one is evidence against that address, though the
     user was served by another; a request is logged when it ends, so a try that ended before this life began is the one
     before's. 503 is an instance's word for "full": it is in `error_rate`, but neither adds to
-    `errors_in_row` nor ends it, so that an overload makes nobody suspect. A stream that was cut is logged by nginx like
-    one that ended well. Lines that nginx dropped cannot be seen; `lost` counts those that could not be read.
+    `errors_in_row` nor ends it, so that an overload makes nobody suspect. Latencies are of requests for an answer; in
+    the total, who left before it came waited that long. A stream that was cut is logged by nginx like one that ended
+    well. Lines that nginx dropped cannot be seen; `lost` counts those that could not be read.
 
     `on_errors` is called for the first errors of a row: whoever decides need not wait for the next cycle. `sock` is the
     datagram socket (None: nothing but connections is known). `gateway`: users come through an nginx of this host.
@@ -196,16 +197,24 @@ class Traffic:
             )
 
     def _count(self, request: Request, now: float) -> None:
-        served = request.status < 500 and request.status != CLIENT_LEFT
-        latency_s = request.latency_s if served else None
-        self._total.add(now, latency_s, request.status >= 500)
+        waited_s = request.waited_s
+        self._total.add(now, waited_s, request.status >= 500)
         last = self._upstreams.get(request.tries[-1].address) if request.tries else None
         name = last.name if last is not None else NOBODY
-        self.tally.add(name, request.status, request.seconds, latency_s, request.sent)
+        self.tally.add(name, request.status, request.seconds, request.sent)
+        if request.tells_of_the_load:
+            self.tally.weigh(waited_s, turned_away=request.was_left or self._met_full_ones(request))
         ended = now - sum(tried.seconds or 0.0 for tried in request.tries)
         for tried in request.tries:
             ended += tried.seconds or 0.0
             self._count_try(tried, request, ended, now)
+
+    def _met_full_ones(self, request: Request) -> bool:
+        """Whether the client was told 503 because an instance had said that it is full."""
+        said_full = (tried.address for tried in request.tries if tried.status == OVERLOADED)
+        return request.status == OVERLOADED and any(
+            one.name != NOBODY for address in said_full if (one := self._upstreams.get(address)) is not None
+        )
 
     def _count_try(self, tried: Try, request: Request, ended: float, now: float) -> None:
         upstream = self._upstreams.get(tried.address)
@@ -219,7 +228,8 @@ class Traffic:
         failed = tried.status is not None and tried.status >= 500
         well = tried.status is not None and not failed
         latency = tried.first_byte_s if request.stream else tried.seconds
-        upstream.window.add(now, latency if well else None, failed)
+        tells = well and request.tells_of_the_load  # a page that costs nothing says nothing of how long an answer takes
+        upstream.window.add(now, latency if tells else None, failed)
         if tried.first_byte_s is not None:
             upstream.bytes_at = ended
         if well:

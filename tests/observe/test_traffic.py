@@ -141,12 +141,50 @@ async def test_errors_of_an_instance_count_in_a_row_and_an_overload_does_not(hea
     heard.traffic.close()
 
 
-async def test_a_client_that_left_is_neither_success_nor_error(heard: Heard) -> None:
+async def test_a_client_that_left_is_neither_success_nor_error_of_the_instance_and_has_waited(heard: Heard) -> None:
     heard.traffic.start()
     await heard.says(line(st=500, us="500"), line(st=499, rt=30.0, us="-", uht="-", urt="30.000"))
     view = heard.view()
     assert (view.errors_in_row, view.error_rate, view.completed_at, view.mean_ms) == (1, 0.5, None, None)
-    assert heard.traffic.total().mean_ms is None
+    assert heard.traffic.total().mean_ms == pytest.approx(30_000.0)
+    heard.traffic.close()
+
+
+async def test_only_requests_for_an_answer_tell_how_long_answers_take(heard: Heard) -> None:
+    heard.traffic.start()
+    answer = line(rt=4.0, urt="4.000")
+    cheap = (
+        line(m="GET", u="/v1/models", rt=0.002, urt="0.002"),
+        line(m="GET", u="/metrics", rt=0.002, urt="0.002"),
+        line(m="POST", u="/tokenize", rt=0.002, urt="0.002"),
+        line(st=404, us="404", u="/v1/nothing", rt=0.002, urt="0.002"),
+        line(st=401, us="401", rt=0.002, urt="0.002"),
+        line(st=429, us="429", rt=0.002, urt="0.002"),
+        line(st=499, us="-", uht="-", rt=0.3, urt="0.300"),  # a slip of the finger
+    )
+    await heard.says(answer, *cheap * 20, line(u="/v1/chat/completions", rt=6.0, urt="6.000"))
+    for view in (heard.view(), heard.traffic.total()):
+        assert view.mean_ms == pytest.approx(5000.0)
+        assert view.p99_ms is None, "two answers have no tail"
+    tally = heard.traffic.tally
+    assert (tally.ended, tally.answered, tally.latency_s, tally.turned_away) == (2, 2, 10.0, 0)
+    assert sum(tally.codes.values()) == 2 + 20 * len(cheap), "all of them are counted"
+    heard.traffic.close()
+
+
+async def test_those_who_left_without_an_answer_and_those_who_were_told_that_all_are_full_are_counted(
+    heard: Heard,
+) -> None:
+    heard.traffic.start()
+    heard.traffic.follow([fact(ONE, "a")])
+    left = line(st=499, us="-", uht="-", rt=5.0, urt="5.000")
+    left_a_stream = line(st=499, us="200", ct="text/event-stream", uht="0.500", rt=5.0, urt="5.000")
+    full = line(st=503, us="503", rt=0.01, urt="0.010")
+    nobody = line(st=503, ua="ha", us="502", uht="-", rt=10.0, urt="10.0")  # nobody serves: that is for healing
+    await heard.says(line(rt=1.2, urt="1.200"), left, left_a_stream, full, nobody)
+    tally = heard.traffic.tally
+    assert (tally.ended, tally.turned_away) == (5, 2)
+    assert (tally.answered, tally.latency_s) == (3, pytest.approx(1.2 + 5.0 + 0.5))
     heard.traffic.close()
 
 
