@@ -51,7 +51,7 @@ class Senses:
     """What is sampled beside the instances, and where it is kept."""
 
     requests: Requests | None  # None: there is no gateway whose log could be read
-    machine: Callable[[], tuple[float, float]]  # CPU and memory of the host, percent
+    machine: Callable[[], tuple[float | None, float | None]]  # CPU and memory of the host, percent
     taken_ports: Callable[[range], frozenset[int]]
     keeper: Keeper
     clock: Callable[[], float]

@@ -29,6 +29,7 @@ from hasupervisor.model import Address, GatewayView, Note, Outcome, Plan, State,
 from hasupervisor.observe.connections import InFlight
 from hasupervisor.observe.cpu import CpuUse
 from hasupervisor.observe.gpu_watch import GpuWatch
+from hasupervisor.observe.identity import is_main_process
 from hasupervisor.observe.instances import InstanceSense
 from hasupervisor.observe.logsocket import open_log_socket, queue_warning
 from hasupervisor.observe.machine import Machine
@@ -197,9 +198,8 @@ class House:
     async def _remembering(self, loop: Loop, lessons: Sequence[Lesson]) -> Autoscaler:
         """The autoscaler, with what was sampled and learned before the daemon was started."""
         rules = assembly.scaling_rules(self._settings)
-        has_log = self._settings.nginx.mode != "off"
         senses = Senses(
-            requests=self._traffic.tally if has_log else None,
+            requests=self._traffic.tally if self._traffic.hears else None,
             machine=Machine().look,
             taken_ports=partial(taken_ports, bind=self._settings.service.bind),
             keeper=self._scribe,
@@ -232,7 +232,7 @@ class House:
             clock=time.monotonic,
             wall=time.time,
             random=random.Random(),
-            idle_since=CpuUse().look,
+            idle_since=CpuUse(is_its=self._is_process_of).look,
             gpus=self._gpus.look if self._gpus is not None else None,
         )
 
@@ -363,6 +363,10 @@ class House:
     def _step_ended(self, outcome: Outcome) -> None:
         if self._loop is not None:
             self._loop.took(outcome)
+
+    def _is_process_of(self, name: str, pid: int) -> bool:
+        fact = next((fact for fact in self._instances.view().facts if fact.name == name), None)
+        return fact is not None and is_main_process(pid, fact.runtime_id, fact.started_at)
 
     def _idle(self, name: str) -> bool | None:
         fact = next((fact for fact in self._instances.view().facts if fact.name == name), None)

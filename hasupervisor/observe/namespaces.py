@@ -14,9 +14,8 @@ from enum import Enum
 from pathlib import Path
 
 from hasupervisor.model import Address, Fact
-from hasupervisor.observe.deaths import is_process_of
+from hasupervisor.observe.identity import is_main_process
 from hasupervisor.observe.own_sockets import own_clients
-from hasupervisor.observe.owners import containers_in
 from hasupervisor.observe.sockdiag import ESTABLISHED, by_proc, client_of, wire_addresses, wire_port
 
 PROC = Path("/proc")
@@ -127,13 +126,7 @@ class Namespaces:
         return min(STALE / 2, sum(looked.cost for looked in list(self._looked.values())) / SHARE)
 
     def _is_it(self, server: Server, pid: int) -> bool:
-        """Whether that pid is that server's process here: of its container, or started when it was started."""
-        try:
-            if server.runtime_id in containers_in((self._proc / str(pid) / "cgroup").read_text()):
-                return True
-        except OSError:
-            return False
-        return server.started_at is not None and is_process_of(pid, server.started_at)
+        return is_main_process(pid, server.runtime_id, server.started_at, self._proc)
 
 
 def _read(server: Server, net: Path, sockets: tuple[str, ...], now: float) -> Looked:

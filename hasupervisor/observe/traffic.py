@@ -79,6 +79,11 @@ class Traffic:
         self._flights: dict[Address, Flight] | None = None
         self._counted_at = float("-inf")
 
+    @property
+    def hears(self) -> bool:
+        """Whether there is a log to read at all; without one nothing but connections is known."""
+        return self._sock is not None
+
     def start(self) -> None:
         """Begins to read; needs a running loop."""
         if self._sock is not None:
