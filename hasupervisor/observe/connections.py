@@ -45,7 +45,7 @@ class _Ends:
 
 
 class InFlight:
-    """Counts connections; one look takes about a millisecond, whatever else the host has open."""
+    """Counts connections; one look takes a millisecond or two, whatever else the host has open."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic, namespaces: Namespaces | None = None) -> None:
         self.trouble: str | None = None  # why the last look failed, in words
