@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from typing import ParamSpec, TypeVar
 
 from hasupervisor.act.nginx import own, process
-from hasupervisor.act.nginx.confirm import Answer, EmergencyLog, ask_generation, confirm
+from hasupervisor.act.nginx.confirm import Answer, EmergencyLog, OldWorkersStay, ask_generation, confirm
 from hasupervisor.act.nginx.files import text_of, write_atomically
 from hasupervisor.act.nginx.layout import Layout, find_layout
 from hasupervisor.act.nginx.program import Control, words
@@ -62,6 +62,7 @@ class Delivery:
         # One thread: work that is late (a disk that hangs) can never overtake what came after it.
         self._disk_thread = ThreadPoolExecutor(1, thread_name_prefix="gateway-disk")
         self._seen = 0  # the highest generation that any worker has answered
+        self._runs: tuple[int, int] | None = None  # master and generation: its newest workers have answered with it
 
     # --- what is there -------------------------------------------------------------------------------------------
 
@@ -118,6 +119,11 @@ class Delivery:
         if await self._on_disk(text_of, self._settings.dir / UPSTREAM) != self._upstream_text:
             self._upstream_text = None
 
+    @property
+    def shows_sign(self) -> bool:
+        """Whether gateway.conf on disk has nginx say that it sees the daemon's sign of life."""
+        return "X-HA-Daemon" in self._ours.get(GATEWAY, "")
+
     # --- the way to the workers ----------------------------------------------------------------------------------
 
     async def stage(self, routing: Routing, *, anew: bool) -> Staged:
@@ -148,15 +154,31 @@ class Delivery:
             else:
                 self._ours[name] = staged.rendered[name]
 
-    async def activate(self) -> int:
+    async def activate(self, late: Collection[int] = ()) -> int:
         """Makes the workers run what is on disk; returns the master's pid when they are proven to.
 
+        `late` are old workers that are known not to retire: no new one is waited for because of them. Raises
+        OldWorkersStay when only such ones are left of other tables; a reload would add workers, and move none of them.
         Raises NginxTrouble.
         """
         layout = self._surveyed()
         master = process.find_master(layout)
         if master is None and not layout.own:
             raise NginxTrouble("nginx is not running: systemctl start nginx")
+        if master is None or not await self._runs_it(master, bool(late)):
+            master = await self._reload(layout, master, frozenset(late))
+        if staying := frozenset(pid for pid in late if not process.retired(pid)):
+            raise OldWorkersStay(self.disk.generation, staying)
+        return master
+
+    async def _runs_it(self, master: int, is_waited_for: bool) -> bool:
+        """Whether new workers run what is on disk already; while old ones are waited for, they may answer too."""
+        if self._runs != (master, self.disk.generation):
+            return False
+        return is_waited_for or (await self.ask()).generation == self.disk.generation
+
+    async def _reload(self, layout: Layout, master: int | None, late: frozenset[int]) -> int:
+        """From the signal to the proof. Raises NginxTrouble."""
         emergencies = EmergencyLog.from_now(layout.error_log)
         noted: frozenset[int] | None = frozenset()
         if master is None:
@@ -164,12 +186,18 @@ class Delivery:
         else:
             noted = process.workers(master)
             await self._control.reload(master)
+        generation = self.disk.generation
         try:
-            await confirm(self.disk.generation, master, noted, self.ask, emergencies)
+            await confirm(generation, master, noted - late if noted is not None else None, self.ask, emergencies)
+        except OldWorkersStay as stay:
+            self._runs = (master, generation)
+            known = frozenset(pid for pid in late if not process.retired(pid))
+            raise OldWorkersStay(generation, stay.late | known) from stay
         except NginxTrouble as trouble:
             if refusal := emergencies.among(await self._control.refusals(), master):
-                raise NginxTrouble(f"nginx refused generation {self.disk.generation}: {refusal}") from trouble
+                raise NginxTrouble(f"nginx refused generation {generation}: {refusal}") from trouble
             raise
+        self._runs = (master, generation)
         return master
 
     def close(self) -> None:
@@ -197,6 +225,7 @@ class Delivery:
                 include_upstream=layout.include_upstream,
                 room=self.room_open,
                 file_logs=layout.file_logs,
+                error_logs=layout.error_logs,
             )
         }
         if layout.own:
@@ -217,7 +246,9 @@ class Delivery:
             write_atomically(path, text)
 
     def _make_folders(self) -> None:
-        self._settings.dir.mkdir(parents=True, exist_ok=True)
+        if not self._settings.dir.is_dir():
+            self._settings.dir.mkdir(parents=True, exist_ok=True)
+            self._settings.dir.chmod(0o755)  # whatever the umask: nginx's workers have to reach the sockets
         if self._settings.own:
             for name in ("temp", "conf.d"):
                 (self._settings.dir / name).mkdir(exist_ok=True)
