@@ -279,6 +279,7 @@ class Gateway:
             self._fail(str(trouble))
             _answer(forced, False, str(trouble))
         else:
+            self._publish()  # who has waited for this looks at the view next
             _answer(forced, True, "")
         finally:
             self._delivered_at = time.monotonic()
