@@ -28,6 +28,10 @@ SETTLE_S = 1.0
 NGINX_TIME = "%Y/%m/%d %H:%M:%S"
 
 
+class Refused(NginxTrouble):
+    """The master has refused the configuration: it goes on with the old one, and no worker was made."""
+
+
 class OldWorkersStay(NginxTrouble):
     """The new generation answers, but workers that were told to retire still take requests: no reload helps."""
 
@@ -141,7 +145,7 @@ async def confirm(
         if since is not None and _old_ones_gone(noted, loop.time() - since):
             return
         if refusal := emergencies.words(master) if since is None else "":
-            raise NginxTrouble(f"nginx refused generation {generation}: {refusal}")
+            raise Refused(f"nginx refused generation {generation}: {refusal}")
         if process.title(master) == "":
             raise NginxTrouble(f"nginx's master (pid {master}) ended before generation {generation} was proven")
         if loop.time() >= deadline:

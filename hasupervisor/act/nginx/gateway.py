@@ -397,6 +397,7 @@ class Gateway:
         else:
             self._troubles["test"] = said
         if changed:
+            self._delivery.reload_again()
             self._backoff.try_at_once()
             self._wake.set()
         await self._open_reception()

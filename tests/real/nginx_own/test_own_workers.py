@@ -89,3 +89,23 @@ async def test_a_hung_worker_that_a_person_kills_is_forgotten_at_once(watched: W
         os.kill(stuck, signal.SIGKILL)
         view = await watched.until(lambda view: view.ok and view.live == addresses(trio[0]), within=5)
         assert not view.joining
+
+
+async def test_where_another_server_block_answers_nginx_is_not_reloaded_every_few_seconds(
+    watched: Watched, trio: list[Instance]
+) -> None:
+    before = (await watched.route(table(trio[0]))).generation
+    other = watched.dir / "conf.d" / "other.conf"
+    # Read before ours: of two with one name nginx takes the first, and `nginx -t` is content.
+    other.write_text(f"server {{ listen {watched.settings.listen}; server_name chatglm-ha.internal; return 204; }}\n")
+    watched.gateway.want(table(*trio))
+    view = await watched.until(lambda view: not view.ok, within=15)
+    assert "answers, but not as this gateway (status 204" in str(view.reason)
+    # One more when the new file has been noticed; in that time there were three.
+    made = set(workers_of(watched))
+    with pytest.raises(AssertionError, match="not within"):
+        await eventually(lambda: made.update(workers_of(watched)), "", within=16.0, every=0.05)
+    assert len(made) <= 4, "of two workers each"
+    other.unlink()
+    view = await watched.until(lambda view: view.ok and view.live == addresses(*trio))
+    assert view.generation == before + 1
