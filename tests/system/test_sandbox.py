@@ -99,6 +99,9 @@ def test_whoever_is_in_nginx_s_group_can_write_to_the_two_sockets_and_to_nothing
     assert sorted(found.output.splitlines()) == [f"{folder}/nginx/access.sock", f"{folder}/nginx/room.sock"]
     for name in ("access.sock", "room.sock"):
         assert served.run("stat", "-c", "%a %U %G", f"{folder}/nginx/{name}") == "660 chatglm-ha www-data\n"
+    # Both, and the control socket, are held by systemd while the daemon is started again, and nginx knows it by this.
+    assert served.shown(UNIT, "NFileDescriptorStore") == "3"
+    assert served.run("readlink", f"{folder}/nginx/alive") == "/run/chatglm-ha\n"
     with users(served) as seen:
         until(lambda: any(i["qps"] for i in served.document("status")["instances"]), "lines of the access log")
     assert seen.failures == [], str(seen)

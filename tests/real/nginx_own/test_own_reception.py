@@ -46,6 +46,22 @@ async def test_an_nginx_that_does_not_see_the_sign_asks_the_daemon_all_the_same(
     assert health.json == {"status": "healthy", "serving": 3}
 
 
+async def test_what_nginx_keeps_of_files_elsewhere_does_not_hide_whether_the_daemon_lives(
+    settings: NginxSettings, ports: range, trio: list[Instance]
+) -> None:
+    (settings.dir / "conf.d").mkdir(parents=True)
+    (settings.dir / "conf.d" / "cache.conf").write_text(
+        "open_file_cache max=100; open_file_cache_valid 60s; open_file_cache_errors on; disable_symlinks on;\n"
+    )
+    async with running(settings, ports[0]) as watched:
+        await watched.route(table(*trio))
+        for target in ((settings.dir / "alive").readlink(), "/proc/0", (settings.dir / "alive").readlink()):
+            (settings.dir / "alive").unlink()
+            (settings.dir / "alive").symlink_to(target)
+            health = await ask(ports[0], "GET /health")
+            assert ("daemon" in health.json) == (target == "/proc/0")
+
+
 async def test_requests_in_flight_when_the_daemon_ends_are_answered(watched: Watched, trio: list[Instance]) -> None:
     trio[0].how = "slow"
     await watched.route(table(trio[0]))
