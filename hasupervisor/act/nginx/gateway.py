@@ -13,16 +13,17 @@ import structlog
 
 from hasupervisor.act.nginx import own, process
 from hasupervisor.act.nginx.backoff import Backoff
-from hasupervisor.act.nginx.confirm import Answer, OldWorkersStay
+from hasupervisor.act.nginx.confirm import OldWorkersStay
 from hasupervisor.act.nginx.delivery import Delivery
 from hasupervisor.act.nginx.files import text_of
 from hasupervisor.act.nginx.helped import control_for
+from hasupervisor.act.nginx.lookout import Lookout, Seen
 from hasupervisor.act.nginx.program import Control
 from hasupervisor.act.nginx.proof import Proof
 from hasupervisor.act.nginx.reception import Reception
 from hasupervisor.act.nginx.roomsocket import Keeper
 from hasupervisor.act.nginx.settings import NginxSettings, NginxTrouble
-from hasupervisor.act.nginx.watch import FileWatch, MasterWatch
+from hasupervisor.act.nginx.watch import MasterWatch
 from hasupervisor.model import Address, GatewayView, Routing
 
 # An instance more may wait this long for another one; an instance less never waits.
@@ -30,10 +31,7 @@ BATCH_S = 0.5
 # Each reload leaves an old worker until its last stream has ended. With many of them, who joins waits for others.
 MANY_OLD = 16
 BATCH_MANY_S = 10.0
-LOOK_EVERY_S = 2.0  # whether a file of the configuration has changed
-TEST_EVERY_S = 60.0  # nginx -t even if none has
 LATE_EVERY_S = 0.5  # whether an old worker that did not retire has gone
-ASK_EVERY_S = 10.0  # which generation answers
 FIRST_PASS_S = 5.0
 FORCED_DEADLINE_S = 60.0
 QUIT_S = 10.0
@@ -67,7 +65,6 @@ class Gateway:
         self._wake = asyncio.Event()
         self._passed = asyncio.Event()
         self._master = MasterWatch(self._wake.set)
-        self._files = FileWatch()
         self._task: asyncio.Task[None] | None = None
         self._view = GatewayView(off=settings.mode == "off")
         self._at_start: frozenset[Address] = frozenset()
@@ -80,10 +77,12 @@ class Gateway:
         self._forced: list[asyncio.Future[tuple[bool, str]]] = []
         self._backoff = Backoff()
         self._lost_masters = 0
-        self._unanswered = 0
-        self._old_workers = 0  # that only finish what they have
         self._delivered_at = -BATCH_S
-        self._look_at = self._test_at = self._ask_at = 0.0
+        self._lookout = Lookout(
+            Seen(self._delivery, self._proof, self._master, self._reception, self._troubles),
+            self._settings,
+            self._try_again,
+        )
 
     # --- for the rest of the house -------------------------------------------------------------------------------
 
@@ -180,7 +179,7 @@ class Gateway:
     async def _prepare(self) -> None:
         """Takes over what is on disk, and begins to answer nginx. Raises NginxTrouble."""
         await self._delivery.prepare()
-        await self._open_reception()
+        await self._lookout.open_reception()
         disk = self._delivery.disk
         self._proof.begin(disk)
         if self._settings.boot and disk.boot not in ("", self._settings.boot):
@@ -191,19 +190,10 @@ class Gateway:
         else:
             self._at_start = disk.routed
 
-    async def _open_reception(self) -> None:
-        await self._reception.start()
-        self._delivery.room_open = self._reception.open
-        if self._reception.open:
-            self._troubles.pop("room", None)
-        else:
-            self._troubles["room"] = self._reception.trouble
-
-    def _check_sign(self, answer: Answer) -> None:
-        """An nginx that runs our files and does not see that we live would never ask us."""
-        runs_ours = self._delivery.shows_sign and answer.generation == self._delivery.disk.generation
-        if runs_ours and self._proof.complete and not answer.sees_daemon:
-            self._reception.is_overlooked()
+    def _try_again(self) -> None:
+        """Something is not as it was: a chance for what had failed."""
+        self._backoff.try_at_once()
+        self._wake.set()
 
     # --- the background task -------------------------------------------------------------------------------------
 
@@ -231,16 +221,16 @@ class Gateway:
             self._backoff.try_at_once()
         if self._is_due():
             await self._deliver()
-        if time.monotonic() >= self._look_at:
-            await self._look()
+        if time.monotonic() >= self._lookout.at:
+            await self._lookout.look()
 
     def _next_at(self) -> float:
         if self._backoff.retry_at is not None:
-            late_at = time.monotonic() + LATE_EVERY_S if self._proof.late else self._look_at
-            return min(self._look_at, self._backoff.retry_at, late_at)
+            late_at = time.monotonic() + LATE_EVERY_S if self._proof.late else self._lookout.at
+            return min(self._lookout.at, self._backoff.retry_at, late_at)
         if self._differs():
-            return min(self._look_at, self._delivered_at + self._batch_s)
-        return self._look_at
+            return min(self._lookout.at, self._delivered_at + self._batch_s)
+        return self._lookout.at
 
     def _differs(self) -> bool:
         return self._wanted is not None and self._delivery.layout is not None and self._delivery.differs(self._wanted)
@@ -261,7 +251,7 @@ class Gateway:
 
     @property
     def _batch_s(self) -> float:
-        return BATCH_MANY_S if self._old_workers >= MANY_OLD else BATCH_S
+        return BATCH_MANY_S if self._lookout.old_workers >= MANY_OLD else BATCH_S
 
     def _is_urgent(self) -> bool:
         """Somebody leaves the list, or somebody comes to an empty one."""
@@ -316,7 +306,7 @@ class Gateway:
             master = await delivery.activate(self._proof.late)
         except OldWorkersStay as stay:
             self._proof.answered(delivery.disk, stay.late)
-            self._count_old_workers()
+            self._lookout.count_old_workers()
             raise
         if master != self._master.pid:
             self._master.follow(master)
@@ -328,7 +318,7 @@ class Gateway:
         if not self._proof.complete or self._proof.generation != disk.generation:
             log.info("nginx runs what is on disk", generation=disk.generation, servers=len(disk.routed))
         self._proof.confirm(disk)
-        self._count_old_workers()
+        self._lookout.count_old_workers()
         for key in ("deliver", "test", "answer"):
             self._troubles.pop(key, None)
         self._backoff.clear()
@@ -357,7 +347,7 @@ class Gateway:
         disk = self._delivery.disk
         if disk.generation and answer.generation == disk.generation:
             self._confirm()
-            self._check_sign(answer)
+            self._lookout.check_sign(answer)
         else:
             self._proof.doubt(answer.generation, disk)
 
@@ -368,65 +358,6 @@ class Gateway:
             if self._settings.own and self._master.quick_deaths > QUICK_DEATHS:
                 self._fail(f"nginx keeps ending soon after its start: see {self._settings.dir}/error.log")
         self._proof.lose_master()
-
-    # --- looking around ------------------------------------------------------------------------------------------
-
-    async def _look(self) -> None:
-        now = time.monotonic()
-        self._look_at = now + LOOK_EVERY_S
-        layout = self._delivery.layout
-        if layout is None:
-            return
-        changed = await asyncio.to_thread(self._files.changed, layout.watched)
-        if changed or now >= self._test_at:
-            self._test_at = now + TEST_EVERY_S
-            await self._judge(changed)
-        if now >= self._ask_at and self._master.pid is not None:
-            self._ask_at = now + ASK_EVERY_S
-            await self._ask()
-
-    async def _judge(self, changed: bool) -> None:
-        """Whether nginx would take what is on disk; a change of it is also a chance for what had failed."""
-        try:
-            await self._delivery.check_upstream()
-            good, said = await self._delivery.test()
-        except NginxTrouble as trouble:
-            good, said = False, str(trouble)
-        if good:
-            self._troubles.pop("test", None)
-        else:
-            self._troubles["test"] = said
-        if changed:
-            self._delivery.reload_again()
-            self._backoff.try_at_once()
-            self._wake.set()
-        await self._open_reception()
-        if self._settings.own and self._master.pid is not None:
-            try:
-                await asyncio.to_thread(own.bound_logs, self._settings.dir, self._master.pid)
-            except OSError as error:
-                log.warning("cannot bound nginx's logs", reason=str(error))
-
-    def _count_old_workers(self) -> None:
-        self._old_workers = process.retiring(self._master.pid) if self._master.pid is not None else 0
-
-    async def _ask(self) -> None:
-        self._count_old_workers()
-        answer = await self._delivery.ask()
-        disk = self._delivery.disk.generation
-        if answer.generation is None:
-            self._unanswered += 1
-            if self._unanswered == 1:
-                self._ask_at = 0.0  # once may be a busy host: ask again soon
-            else:
-                self._troubles["answer"] = f"nginx runs (pid {self._master.pid}), but {answer.words}"
-            return
-        self._unanswered = 0
-        self._troubles.pop("answer", None)
-        self._check_sign(answer)
-        if answer.generation != disk:
-            self._proof.generation, self._proof.complete = answer.generation, False
-            self._wake.set()
 
     # --- what is shown -------------------------------------------------------------------------------------------
 
@@ -445,7 +376,7 @@ class Gateway:
             live=self._proof.live,
             joining=self._proof.joining,
             servers=self._proof.servers,
-            old_workers=self._old_workers,
+            old_workers=self._lookout.old_workers,
             lost_masters=self._lost_masters,
         )
         if view != self._view:
