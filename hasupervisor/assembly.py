@@ -17,6 +17,7 @@ from hasupervisor.observe.answers import Dialect
 from hasupervisor.observe.kernel_log import KMSG
 from hasupervisor.observe.watch import ProbeSettings
 from hasupervisor.report import log as logging
+from hasupervisor.runtimes import keeper
 from hasupervisor.runtimes.docker_launch import DockerSettings
 from hasupervisor.runtimes.process import ProcessSettings
 
@@ -137,9 +138,11 @@ def nginx_settings(config: Config) -> NginxSettings:
         max_in_flight=nginx.max_in_flight,
         hold=nginx.hold,
         hold_max=nginx.hold_max,
-        room=str(nginx.room),
+        paths=nginx.paths,
         health_path=config.health.path,
         access_log_socket=log_socket_path(config),
+        worker_group=worker_group(config),
+        boot=boot(),
     )
 
 
@@ -186,6 +189,21 @@ def reachable(listen: Address) -> Address:
 def log_socket_path(config: Config) -> Path:
     """Where nginx's workers send their access log."""
     return config.nginx.dir.absolute() / "access.sock"
+
+
+def runtime_directory(environment: Mapping[str, str]) -> Path | None:
+    """The folder that systemd made for this unit: it is there while the unit runs or is started again."""
+    first = environment.get("RUNTIME_DIRECTORY", "").partition(":")[0]
+    return Path(first) if first else None
+
+
+def boot() -> str:
+    """Names this boot of the host; that of a container with an init of its own changes with its start as well."""
+    try:
+        started = keeper.start_ticks(1)
+    except OSError:  # /proc hides it
+        started = None
+    return f"{keeper.boot_id()}-{started or 0}"
 
 
 def worker_group(config: Config) -> str:

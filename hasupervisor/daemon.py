@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
@@ -57,6 +58,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return EXIT_CONFIGURATION
     if options.check:
+        for sentence in config.retired_keys(settings):
+            print(sentence, file=sys.stderr)
         print(f"{source.name}: ok")
         return EXIT_DONE
     try:
@@ -69,22 +72,33 @@ def main(arguments: Sequence[str] | None = None) -> int:
     notifier = Notifier.from_environment(os.environ)
     keeping = Keeping.from_environment(os.environ, notifier)
     try:
-        lock = lock_folder(settings.state.dir, PROGRAM)
-        try:
+        with ExitStack() as held:
+            held.callback(lock_folder(settings.state.dir, PROGRAM).release)
+            if settings.nginx.mode != "off":
+                held.callback(_lock_nginx(settings.nginx.dir))
             kept = partial(keeping.take, "control")
             control = take_socket(settings.control.socket, settings.control.group, PROGRAM, kept)
-            try:
-                keeping.give("control", control.path, control.socket)
-                house = partial(House, settings, source, notifier, keeping, control.socket, supervised=supervised)
-                asyncio.run(_run(settings, source, notifier, house, stop_all=options.on_exit == "stop"))
-            finally:
-                control.release(stays=keeping.lasts)
-        finally:
-            lock.release()
+            held.callback(control.release, stays=keeping.lasts)
+            keeping.give("control", control.path, control.socket)
+            house = partial(House, settings, source, notifier, keeping, control.socket, supervised=supervised)
+            asyncio.run(_run(settings, source, notifier, house, stop_all=options.on_exit == "stop"))
     except (Held, CannotTake, TooNew, PartEnded) as error:
         print(f"chatglm-had: {error}", file=sys.stderr)
         return EXIT_FAILED
     return EXIT_DONE
+
+
+def _lock_nginx(folder: Path) -> Callable[[], None]:
+    """One daemon alone writes nginx's files and answers nginx; returns how to let go. Raises Held.
+
+    A folder that cannot be locked (a full disk, a file in its place) is the gateway's trouble, which it says and tries
+    again: instances are looked after all the same.
+    """
+    try:
+        return lock_folder(folder, PROGRAM, "nginx.dir", "daemon.lock").release
+    except CannotTake as error:
+        log.warning(f"nginx.dir is not locked against a second daemon: {error}")
+        return lambda: None
 
 
 async def _run(
@@ -106,6 +120,8 @@ async def _run(
     log.info(f"{PROGRAM} begins", config=source.name, pid=os.getpid())
     for key in config.unused_keys(settings):
         log.warning(f"{key} is set, but this release does not use it yet", where=settings.where(key))
+    for sentence in config.retired_keys(settings):
+        log.warning(sentence)
     await house.run(stopping)
     if stop_all:
         await _unless(at_once, house)

@@ -17,7 +17,7 @@ from hasupervisor import __version__, assembly, picture
 from hasupervisor.act.nginx.gateway import Gateway
 from hasupervisor.act.runner import Runner
 from hasupervisor.autoscaler import Autoscaler, Senses
-from hasupervisor.config import Config, ConfigError, changed_keys
+from hasupervisor.config import Config, ConfigError, changed_keys, retired_keys
 from hasupervisor.config.keys import value_of
 from hasupervisor.config.values import toml
 from hasupervisor.decide.autoscale.facts import Lesson, Sample
@@ -96,7 +96,13 @@ class House:
         self._is_nginx_missed = False
         self._runtime = _runtime(settings)
         self._scribe = Scribe(settings.state.dir / "state.db")
-        self._gateway = Gateway(assembly.nginx_settings(settings), self._gateway_changed, self._requests_wait)
+        self._gateway = Gateway(
+            assembly.nginx_settings(settings),
+            self._gateway_changed,
+            self._requests_wait,
+            keeper=keeping,
+            lasting=assembly.runtime_directory(os.environ) if keeping.lasts else None,
+        )
         self._gateway_before = GatewayView()
         self._routed: dict[Address, str] = {}  # who gets requests, as far as the history tells
         has_gateway = settings.nginx.mode != "off"
@@ -151,6 +157,8 @@ class House:
         else:
             self._runtime.reconfigure(assembly.process_settings(new))
         assembly.configure_log(new)
+        for sentence in retired_keys(new):
+            log.warning(sentence)
         self._wake()
         return words
 

@@ -22,6 +22,12 @@ _SIZE = re.compile(r"[1-9][0-9]*[bkmg]?")
 _PLACEHOLDER = re.compile(r"\$?\{[a-z_]+\}")
 _IPV6 = re.compile(r"\[(?P<host>[^\[\]]*)\]:(?P<port>.*)")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+# RFC 3986's path and query without `$`, which begins a variable of nginx's.
+_URL_PATH = re.compile(r"/(?:[A-Za-z0-9._~!&'()*+,;=:@/?-]|%[0-9A-Fa-f]{2})*")
+_GATEWAY_PATH = re.compile(r"(?:/[A-Za-z0-9._~!&'()+,;=:@-]+)*(?:/\*)?")
+_LABELS = r"[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+)*"
+_SERVER_NAME = re.compile(rf"(?:\*?\.)?{_LABELS}|{_LABELS}\.\*|~[!-~]+")
+MAX_SERVER_NAME = 253
 
 
 # --- how values are written -------------------------------------------------------------------------------------------
@@ -125,10 +131,14 @@ def absolute_path(text: str) -> Path:
 
 
 def nginx_path(text: str) -> Path:
-    """A path that is also written into nginx's files."""
+    """A path that is also written into nginx's files, where some characters mean something else.
+
+    A comma ends the path of a log socket, a colon that of an upstream's, and an include takes patterns.
+    """
     path = absolute_path(text)
-    if bad := sorted(set(str(path)) & set("\"'$\\;{}")):
-        raise ValueError(f"{toml(text)}: {' '.join(bad)} in a path means something else to nginx; name another folder")
+    if bad := sorted(set(str(path)) & set("\"'$\\;{}*?[],:\x7f")):
+        shown_as = " ".join(toml(char)[1:-1] for char in bad)
+        raise ValueError(f"{toml(text)}: {shown_as} in a path means something else to nginx; name another folder")
     return path
 
 
@@ -166,6 +176,8 @@ def listen(text: str) -> Address:
         return Address(ANY_HOST, _port(text, text))
     if text.startswith("*:"):
         return Address(ANY_HOST, _port(text, text[2:]))
+    if text.lower().startswith("unix:"):
+        raise ValueError(f"{toml(text)}: the gateway listens on TCP; write host:port, or a port")
     return address(text)
 
 
@@ -240,10 +252,36 @@ def variable(name: str) -> str:
 def url_path(text: str) -> str:
     if not text.startswith("/") or any(char.isspace() for char in text):
         raise ValueError(f'{toml(text)} is not a path of a URL; begin it with /, like "/health"')
+    if not _URL_PATH.fullmatch(text):
+        raise ValueError(
+            f"{toml(text)} is not a path of a URL: it has letters, digits and -._~!&'()*+,;=:@/? alone; "
+            "write everything else as %XX, the bytes of its UTF-8"
+        )
+    return text
+
+
+def gateway_path(text: str) -> str:
+    """One path, or everything below one ("/files/*"), that clients may ask instances for."""
+    if not _GATEWAY_PATH.fullmatch(text) or not text:
+        raise ValueError(
+            f'{toml(text)} is not a path like "/tokenize", or "/files/*" for all that is below /files/; '
+            "it has letters, digits and -._~!&'()+,;=:@/ alone"
+        )
+    if any(part in (".", "..") for part in text.split("/")):
+        raise ValueError(f"{toml(text)}: no client can ask for a path with . or .. in it; write where it leads to")
+    if text in ("/health", "/ha") or text.startswith(("/ha/", "/v1/")):
+        raise ValueError(f"{toml(text)} is served already: POST /, /v1/*, GET /health and /ha/ are the gateway's")
     return text
 
 
 def server_name(text: str) -> str:
+    """Names with spaces between them, as nginx's server_name has them: plain, with *, or ~ and a pattern."""
     if bad := sorted(set(filled(text)) & set("\"'$\\;{}#")):
         raise ValueError(f"{toml(text)}: {' '.join(bad)} cannot be in a server name")
+    for name in text.split(" "):
+        if name and (not _SERVER_NAME.fullmatch(name) or len(name) > MAX_SERVER_NAME):
+            raise ValueError(
+                f'{toml(name)} is not a server name like "a.example.com", "*.example.com", "a.*" or "~^a" (a pattern), '
+                f"of at most {MAX_SERVER_NAME} characters; of other alphabets write the xn-- form"
+            )
     return text

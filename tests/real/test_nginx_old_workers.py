@@ -20,9 +20,7 @@ def ports(port_range: Callable[[int], range]) -> range:
 
 
 async def test_workers_that_finish_their_streams_are_counted_until_they_end(tmp_path: Path, ports: range) -> None:
-    settings = NginxSettings(
-        dir=tmp_path / "nginx", mode="own", listen=f"127.0.0.1:{ports[0]}", room=f"127.0.0.1:{ports[1]}"
-    )
+    settings = NginxSettings(dir=tmp_path / "nginx", mode="own", listen=f"127.0.0.1:{ports[0]}")
     stays, comes = Instance(ports[2], "chatglm-01", how="stream"), Instance(ports[3], "chatglm-02")
     for instance in (stays, comes):
         await instance.start()

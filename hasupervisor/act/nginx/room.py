@@ -1,14 +1,16 @@
-"""Answers what nginx asks the daemon on nginx.room: how many serve (GET /health), and where a request may go."""
+"""Answers nginx on the socket in nginx.dir: how many serve (GET /health), and where a request may go."""
 
 from __future__ import annotations
 
 import asyncio
 import json
 import math
+import socket
 from collections.abc import Callable
 
 import structlog
 
+from hasupervisor.act.nginx.roomsocket import BACKLOG
 from hasupervisor.act.nginx.waiting import RETRY_AFTER, Asked, Told, Verdict, WaitingRoom
 
 log = structlog.get_logger(__name__)
@@ -32,10 +34,9 @@ _REFUSALS = {
 
 
 class Room:
-    """A small HTTP/1.1 listener on loopback, one request a connection; nginx alone speaks to it."""
+    """A small HTTP/1.1 listener, one request a connection; nginx alone speaks to it."""
 
-    def __init__(self, address: str, serving: Callable[[], int], waiting: WaitingRoom) -> None:
-        self._address = address
+    def __init__(self, serving: Callable[[], int], waiting: WaitingRoom) -> None:
         self._serving = serving
         self._waiting = waiting
         self._server: asyncio.Server | None = None
@@ -45,17 +46,15 @@ class Room:
     def open(self) -> bool:
         return self._server is not None
 
-    async def start(self) -> None:
-        """Begins to listen. Raises OSError (the port is taken) or ValueError (no address)."""
-        host, _, port = self._address.rpartition(":")
-        self._server = await asyncio.start_server(
-            self._connected, host.strip("[]") or "127.0.0.1", int(port), backlog=4096
-        )
+    async def start(self, listener: socket.socket) -> None:
+        """Begins to answer on a socket that listens already; it is closed with this. Raises OSError."""
+        # Not start_unix_server: that one may take the name away when it closes, which is to stay.
+        self._server = await asyncio.start_server(self._connected, sock=listener, backlog=BACKLOG)
 
     async def close(self) -> None:
         """Stops listening. Whoever waits is let go of: nginx tells those clients that nobody serves."""
         if self._server is not None:
-            self._server.close()  # the port is free from here on
+            self._server.close()  # who asks from here on is refused, or waits where the socket is held
             self._server = None
         for answer in self._answers:
             answer.cancel()

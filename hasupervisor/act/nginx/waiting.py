@@ -91,7 +91,7 @@ class WaitingRoom:
         on_wait: Callable[[], None],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`hold` seconds at most, `hold_max` requests at once; `own` is the room's own address in nginx's lists.
+        """`hold` seconds at most, `hold_max` requests at once; `own` is our own socket's name in nginx's lists.
 
         `on_wait` is called while requests wait for a newer proof than there is.
         """
