@@ -6,7 +6,18 @@ from collections.abc import Sequence
 
 from hasupervisor.decide.brakes import CommonCause
 from hasupervisor.decide.gpu.ledger import WAITS
-from hasupervisor.model import Cause, Colour, GatewayView, Judged, Phase, Problem, State, TrafficView, World
+from hasupervisor.model import (
+    Cause,
+    Colour,
+    GatewayView,
+    Judged,
+    Phase,
+    Problem,
+    State,
+    TrafficView,
+    VerdictKind,
+    World,
+)
 from hasupervisor.model.gpu import CardJudged
 
 _COLOURS = {
@@ -37,9 +48,13 @@ def sentence(world: World, judged: Sequence[Judged]) -> str:
 
 
 def health(world: World, judged: Sequence[Judged], problems: Sequence[Problem]) -> Colour:
-    """Red when nothing serves although something should; green when all that is wanted serves and nothing is wrong."""
+    """Red when nothing serves although something should; green when all that is wanted serves and nothing is wrong.
+
+    Yellow where nobody knows: whoever is in rotation and cannot be asked may well serve.
+    """
     up = serving(judged)
-    if world.wants.desired > 0 and up == 0:
+    unknown = any(j.record.in_rotation and j.verdict.kind is VerdictKind.UNKNOWN for j in judged)
+    if world.wants.desired > 0 and up == 0 and not unknown:
         return Colour.RED
     return Colour.GREEN if up >= world.wants.desired and not problems else Colour.YELLOW
 

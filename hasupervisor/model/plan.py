@@ -88,6 +88,7 @@ class Routing:
 class Verdict:
     kind: VerdictKind
     sentence: str  # why, for people
+    since: float | None = None  # with UNKNOWN: how it was then is the last that is known; None: it has just come to be
 
 
 @dataclass(frozen=True, slots=True)
