@@ -86,7 +86,7 @@ class Hands(Protocol):
 
 class GatewayHand(Protocol):
     def want(self, routing: Routing) -> None: ...
-    def prove(self, proofs: Mapping[Address, float]) -> None: ...
+    def prove(self, proofs: Mapping[Address, float], blameless: Set[Address] = frozenset()) -> None: ...
     def view(self) -> GatewayView: ...
     def on_disk(self) -> frozenset[Address]: ...
 
@@ -241,7 +241,7 @@ class Loop:
             self._parts.hands.submit(step)
         if world.settled:
             self._parts.gateway.want(decided.routing)
-            self._parts.gateway.prove(dict(decided.proofs))
+            self._parts.gateway.prove(dict(decided.proofs), decided.blameless)
         for name in decided.prompts:
             self._parts.probes.ask(name)
         self.latest = decided

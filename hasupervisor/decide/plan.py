@@ -15,6 +15,7 @@ from hasupervisor.decide.repair import advance
 from hasupervisor.decide.routing import is_routed, is_unrouted, proofs, table
 from hasupervisor.model import (
     AUTOSCALER,
+    Address,
     Cause,
     Fact,
     Judged,
@@ -89,6 +90,7 @@ def plan(world: World) -> Plan:
         summary=summary.sentence(world, judged),
         health=summary.health(world, judged, problems),
         proofs=proofs(judged),
+        blameless=_addresses(cause.names, judged) if cause is not None else frozenset(),
         prompts=frozenset(j.record.name for j in judged if _needs_prompt(j))
         | (cards.accused if cards else frozenset()),
         next_in=_next_in(world, judged),
@@ -96,6 +98,10 @@ def plan(world: World) -> Plan:
         room=books.room() if books is not None else None,
         no_room=books.no_room() if books is not None else None,
     )
+
+
+def _addresses(names: frozenset[str], judged: tuple[Judged, ...]) -> frozenset[Address]:
+    return frozenset(j.fact.address for j in judged if j.record.name in names and j.fact is not None)
 
 
 def _card_ranks(cards: Cards | None) -> scaling.Ranks:

@@ -303,6 +303,8 @@ def _suspect(record: Record, sentence: str, gate: Gate) -> Turn:
 def _heal(record: Record, fact: Fact, verdict: Verdict, gate: Gate) -> Turn:
     """A living process that has to go: fence what hangs, drain what only ails. A brake or a pause holds both."""
     held = gate.asleep or gate.paused or gate.no_disturbance
+    if held is not None and verdict.kind is VerdictKind.HUNG:  # it is proven to serve nobody: no keep_routed for it
+        return Turn(replace(record, in_rotation=False), State.SUSPECT, f"{verdict.sentence}; left alone: {held}")
     if held is not None:
         return _suspect(record, f"{verdict.sentence}; left alone: {held}", gate)
     record = replace(record, bad_since=gate.bad_since)
@@ -367,7 +369,7 @@ def parked_sentence(record: Record, gate: Gate) -> str:
     reason = record.last_failure.reason if record.last_failure else "failed"
     sentence = f"parked: {reason}, {len(record.failures)} failures"
     if gate.policy.park_retry <= 0:
-        return f"{sentence}; not tried again by itself"
+        return f"{sentence}; not tried again by itself (chatglm-hactl restart {record.name} does)"
     left = max(0.0, (record.parked_at or gate.now) + gate.policy.park_retry - gate.now)
     when = f"{left / 60:.0f} min" if left >= 60 else f"{left:.0f} s"
     return f"{sentence}; tried again in {when}"

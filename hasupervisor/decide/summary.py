@@ -20,6 +20,9 @@ from hasupervisor.model import (
 )
 from hasupervisor.model.gpu import CardJudged
 
+LONG = 60.0
+"""Seconds after which a wait that should be short is a problem of its own, with the next command."""
+
 _COLOURS = {
     State.SERVING: Colour.GREEN,
     State.STARTING: Colour.YELLOW,
@@ -74,7 +77,7 @@ def problems(
         )
     found.extend(_gateway_problems(world.gateway))
     if cause is not None:
-        words = f"common cause: {cause.sentence(world.now)}; restarts are held"
+        words = f"common cause: {cause.sentence(world.now)}; one at a time is restarted, to see whether it helps"
         found.append(Problem("service", words, "chatglm-hactl history --since 10m"))
     if membership is not None:
         found.append(Problem("service", membership, "chatglm-hactl config show"))
@@ -91,20 +94,33 @@ def _gateway_problems(gateway: GatewayView) -> list[Problem]:
 
 
 def _instance_problem(judged: Judged, world: World) -> Problem | None:
-    name = judged.record.name
+    hint = _hint(judged, world)
+    return Problem(judged.record.name, judged.reason, f"chatglm-hactl {hint}") if hint is not None else None
+
+
+def _hint(judged: Judged, world: World) -> str | None:
+    """The next command for whoever is not well, or is held for longer than things take; None: nothing is wrong."""
+    name, record = judged.record.name, judged.record
+    held = world.wants.pause is not None and "paused by" in judged.reason
     match judged.state:
-        case State.PARKED if judged.record.stuck is not None:
-            return Problem(name, judged.reason, f"chatglm-hactl explain {name}")
+        case State.PARKED if record.stuck is not None:
+            return f"explain {name}"
         case State.PARKED if name in world.wants.drained:
-            return Problem(name, judged.reason, f"chatglm-hactl undrain {name}")
+            return f"undrain {name}"
+        case State.SUSPECT | State.STARTING | State.BACKOFF if held:
+            return "resume"
         case State.STARTING | State.BACKOFF if judged.reason.startswith(WAITS):
-            return Problem(name, judged.reason, "chatglm-hactl gpu list")
+            return "gpu list"
         case State.BACKOFF | State.PARKED:
-            return Problem(name, judged.reason, f"chatglm-hactl logs {name} --last-failure")
+            return f"logs {name} --last-failure"
+        case State.STARTING if record.waits_since is not None and world.now - record.waits_since > LONG:
+            return f"explain {name}"
         case State.SUSPECT:
-            return Problem(name, judged.reason, f"chatglm-hactl explain {name}")
-        case State.DRAINING if judged.record.leaving is not None and judged.record.leaving.cause is Cause.HEAL:
-            return Problem(name, judged.reason, f"chatglm-hactl explain {name}")
+            return f"explain {name}"
+        case State.DRAINING if record.leaving is not None and record.leaving.cause is Cause.HEAL:
+            return f"explain {name}"
+        case State.DRAINING if record.leaving is not None and record.leaving.unrouted_since is None:
+            return "nginx test" if world.now - record.leaving.since > LONG else None
         case _:
             return None
 
