@@ -1,4 +1,4 @@
-"""The table of repair: from verdict and record to the next step; and how long one on its way out may finish its work."""
+"""The table of repair: from verdict and record to the next step; how long one on its way out may finish its work."""
 
 from __future__ import annotations
 

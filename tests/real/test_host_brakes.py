@@ -44,11 +44,11 @@ def tell(instance: Document, **mode: object) -> None:
 class Users:
     """A few people who ask again as soon as they are answered."""
 
-    def __init__(self, host: Daemon, count: int) -> None:
+    def __init__(self, url: str, count: int) -> None:
         self.answers: list[
             tuple[float, float, str]
         ] = []  # sent at, ended at (monotonic), the status or what went wrong
-        self._host = host
+        self._url = url
         self._stop = threading.Event()
         self._threads = [threading.Thread(target=self._ask, daemon=True) for _ in range(count)]
         for thread in self._threads:
@@ -58,7 +58,8 @@ class Users:
         while not self._stop.is_set():
             sent = time.monotonic()
             try:
-                outcome = str(self._host.post("hi", timeout=60.0).status_code)
+                answer = httpx.post(self._url, json={"prompt": "hi", "history": []}, timeout=60.0)
+                outcome = str(answer.status_code)
             except httpx.HTTPError as error:
                 outcome = type(error).__name__
             self.answers.append((sent, time.monotonic(), outcome))
@@ -71,8 +72,9 @@ class Users:
 
 
 @contextmanager
-def users(host: Daemon, count: int) -> Iterator[Users]:
-    crowd = Users(host, count)
+def users(host: Daemon, count: int, at: str | None = None) -> Iterator[Users]:
+    """`count` users of the gateway, or of the server `at` that URL."""
+    crowd = Users(at or f"{host.gateway}/", count)
     try:
         yield crowd
     finally:
@@ -198,3 +200,52 @@ def test_one_that_really_hangs_with_work_is_out_of_rotation_and_ended_as_soon_as
         assert out_s <= 2.0 + OUT_WITHIN_S + 0.5
         assert {how for _, _, how in crowd.answers} == {"200"}
         assert "uses no CPU" in one(host.status(), victim["name"])["last_failure"]["reason"]
+
+
+def test_a_busy_instance_that_nobody_prompts_stays_proven_over_a_restart_of_the_daemon(
+    ports: range, standin_server: Path
+) -> None:
+    """Without nginx, one slot that is never free: a prompt is never answered in time, and what proved it is on disk."""
+    start_timeout = 8.0
+    alone: Settings = {
+        "service": {"instances": 1, "min": 1},
+        "nginx": {"mode": "off", "listen": None, "dir": None, "room": None},
+        "health": {**PATIENT["health"], "start_timeout": start_timeout, "inference_timeout": 2.0},
+    }
+    slow = {"HEALTH": "opaque", "SLOTS": "1", "SERVICE_S": "1"}
+    with daemon(ports, PATIENT, as_processes(standin_server, slow), alone) as host:
+        host.start()
+        before = host.wait_until_green(1)["instances"][0]
+        with users(host, 5, at=f"http://{before['endpoint']}/") as crowd:
+            host.wait_for(lambda status: len(crowd.answers) > 3, "users are answered")
+            host.kill()
+            host.start()
+            began = time.monotonic()
+            seen: set[str] = set()
+
+            def over(status: Document) -> bool:
+                if status["settled"]:
+                    seen.add(one(status, before["name"])["state"])
+                return time.monotonic() - began > start_timeout + 2.0
+
+            host.wait_for(over, "start_timeout is over", start_timeout + 10.0, every=0.2)
+        after = one(host.status(), before["name"])
+        assert seen == {"serving"}
+        assert (after["runtime_id"], after["restarts"]) == (before["runtime_id"], 0)
+        assert {how for _, _, how in crowd.answers} == {"200"}
+
+
+def test_a_pause_names_the_command_that_ends_it_for_whoever_it_holds(ports: range, standin_server: Path) -> None:
+    with daemon(ports, PATIENT, as_processes(standin_server)) as host:
+        host.start()
+        victim = host.wait_until_green()["instances"][0]
+        assert host.hactl("pause").code == 0
+        tell(victim, mode="sick")
+        host.wait_for(
+            lambda status: any(
+                p["subject"] == victim["name"] and p["hint"] == "chatglm-hactl resume" for p in status["problems"]
+            ),
+            "it is told what ends the pause",
+        )
+        assert host.hactl("resume").code == 0
+        host.wait_until_green()
