@@ -13,6 +13,10 @@ from hasupervisor.model import Phase, Policy, Record, Seen, State, StepKind, Ver
 LATE_AT_LEAST = 10.0
 """Seconds that a loader has at least before it counts as overdue: one that loads from a cold disk is slower."""
 
+LIST_LASTS = 60.0
+"""Seconds for which the runtime's list is a fact. It is asked for every few seconds, so one that is older was not
+renewed, whatever the reason."""
+
 _GOOD = (VerdictKind.SERVING, VerdictKind.BUSY)
 _NOBODY: frozenset[str] = frozenset()
 
@@ -38,6 +42,14 @@ def list_is_old(seen: Seen, world: World) -> bool:
     """Whether the list says nothing of this instance yet: there is none, or the last step ended after it was asked."""
     acted = max([seen.record.acted_at, *(o.at for o in seen.outcomes)])
     return world.runtime.listed_at is None or world.runtime.listed_at <= acted
+
+
+def stale_list(world: World) -> str | None:
+    """Why nothing is decided from the runtime's list: it is old, though nobody says that the runtime is in trouble."""
+    listed = world.runtime.listed_at
+    if listed is None or world.runtime.trouble is not None or world.now - listed <= LIST_LASTS:
+        return None
+    return f"waits: the list of instances is {world.now - listed:.0f} s old"
 
 
 def was_started(seen: Seen) -> bool:

@@ -285,7 +285,7 @@ def _asleep(world: World) -> str | None:
         return f"waits: {world.runtime.trouble}"
     if not world.settled or world.runtime.listed_at is None:
         return "waits: the daemon has just started and looks before it acts"
-    return None
+    return placement.stale_list(world)
 
 
 def _paused(world: World) -> str | None:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from hasupervisor.decide.brakes import CommonCause
 from hasupervisor.decide.gpu.ledger import WAITS
+from hasupervisor.decide.placement import stale_list
 from hasupervisor.model import (
     Cause,
     Colour,
@@ -75,6 +76,9 @@ def problems(
         found.append(
             Problem("runtime", f"{world.runtime.trouble}; routing stays as it was", "chatglm-hactl history --since 10m")
         )
+    elif (old := stale_list(world)) is not None:
+        words = f"{old.removeprefix('waits: ')}; nothing is started or ended"
+        found.append(Problem("runtime", words, "chatglm-hactl doctor"))
     found.extend(_gateway_problems(world.gateway))
     if cause is not None:
         words = f"common cause: {cause.sentence(world.now)}; one at a time is restarted, to see whether it helps"

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 
+from hasupervisor.decide.placement import LIST_LASTS
 from hasupervisor.decide.summary import LONG, colour
 from hasupervisor.model import Cause, Colour, GatewayView, Leaving, Pause, RuntimeView, Seen, State, Wants
 from tests.decide.facts import NOW, decided, gone, hung, instance, loading, probed, quiet, sick, silent, trafficked
@@ -100,6 +101,13 @@ def test_what_troubles_the_host_is_told_with_its_next_command() -> None:
         ("runtime", f"{CTL} history --since 10m"),
         ("nginx", f"{CTL} nginx test"),
     ]
+
+
+def test_a_list_that_nobody_has_renewed_is_no_fact_and_is_told() -> None:
+    found = decided([instance(1), gone(2)], runtime=RuntimeView(listed_at=NOW - LIST_LASTS - 1.0))
+    assert found.steps == ()
+    assert (found.problems[0].subject, found.problems[0].hint) == ("runtime", f"{CTL} doctor")
+    assert found.problems[0].sentence == "the list of instances is 61 s old; nothing is started or ended"
 
 
 def test_a_common_cause_is_one_problem_of_the_service_and_says_what_is_done() -> None:
