@@ -44,7 +44,7 @@ def seconds(fault: Fault, hang_after: float) -> float:
 
 
 def choose(snapshot: Snapshot) -> Judged | None:
-    """Whom a drill hits where nobody names one: it serves, and is known to have the least in flight; the last of equals."""
+    """Whom a drill hits where nobody names one: of those that serve, who is known to have the least in flight."""
     serving = [judged for judged in snapshot.instances if judged.state is State.SERVING]
     return min(reversed(serving), key=_work, default=None)
 
