@@ -36,7 +36,7 @@ from hasupervisor.model import (
 )
 from hasupervisor.model.gpu import CardJudged
 
-WATCHED_CYCLE = 0.25
+WATCHED_CYCLE = 0.5
 """The same while somebody's answers have just begun to fail."""
 
 IDLE_CYCLE = 1.0
