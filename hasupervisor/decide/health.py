@@ -218,7 +218,9 @@ def _healthy(case: _Case) -> Verdict:
     probe, policy = case.probe, case.policy
     stalled = _stalled_for(case)
     if stalled is not None and stalled >= case.hang_after:
-        return Verdict(VerdictKind.HUNG, f"answers probes, but its work has not moved for {stalled:.0f} s")
+        # Its own count is one witness; what users get, or its CPU, is the other. Without that: SIGTERM, no SIGKILL.
+        kind = VerdictKind.HUNG if case.traffic.in_flight_known or case.uses_no_cpu else VerdictKind.SICK
+        return Verdict(kind, f"answers probes, but its work has not moved for {stalled:.0f} s")
     if probe.prompt_failures >= PROMPT_FAILURES:
         return Verdict(VerdictKind.SICK, f"answers probes, but not a prompt: {probe.prompt_error}")
     if probe.prompt_failures:

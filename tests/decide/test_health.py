@@ -46,6 +46,14 @@ TABLE: dict[str, tuple[Seen, VerdictKind]] = {
     "fails two prompts": (probed(instance(), prompt_ok=False, prompt_failures=2), V.SICK),
     "gave users errors in a row": (trafficked(instance(), errors_in_row=3, errored_at=NOW), V.SUSPECT),
     "answers, its work stands still for hang_after": (working(instance(), moved=HANG + 1.0), V.HUNG),
+    "the same, and what users get cannot be seen": (
+        trafficked(working(instance(), moved=HANG + 1.0), in_flight_known=False),
+        V.SICK,
+    ),
+    "the same, and it uses no CPU": (
+        idle_cpu(trafficked(working(instance(), moved=HANG + 1.0), in_flight_known=False)),
+        V.HUNG,
+    ),
     "answers, its work stands still for less": (working(instance(), moved=HANG - 1.0), V.SERVING),
     # it comes up
     "says that it loads": (loading(1, 30.0), V.LOADING),
