@@ -16,6 +16,7 @@ from typing import Protocol
 import structlog
 
 from hasupervisor.cardbook import CardBook, CardMemory, GpuLook
+from hasupervisor.decide.health import is_late
 from hasupervisor.decide.plan import plan
 from hasupervisor.model import (
     Address,
@@ -85,7 +86,7 @@ class Hands(Protocol):
 
 class GatewayHand(Protocol):
     def want(self, routing: Routing) -> None: ...
-    def prove(self, proofs: Mapping[Address, float]) -> None: ...
+    def prove(self, proofs: Mapping[Address, float], blameless: Set[Address] = frozenset()) -> None: ...
     def view(self) -> GatewayView: ...
     def on_disk(self) -> frozenset[Address]: ...
 
@@ -240,7 +241,7 @@ class Loop:
             self._parts.hands.submit(step)
         if world.settled:
             self._parts.gateway.want(decided.routing)
-            self._parts.gateway.prove(dict(decided.proofs))
+            self._parts.gateway.prove(dict(decided.proofs), decided.blameless)
         for name in decided.prompts:
             self._parts.probes.ask(name)
         self.latest = decided
@@ -293,7 +294,7 @@ class Loop:
         if fact is None:
             return TrafficView()
         view = traffic.get(fact.address, TrafficView())
-        if probe is None or not _gives_no_sign(probe, now):
+        if probe is None or not _gives_no_sign(probe, self.policy, now):
             return view
         return replace(view, idle_since=self._parts.idle_since(fact.name, fact.pid))
 
@@ -365,8 +366,9 @@ QUIET_WORK = 2.0
 """Seconds without progress of reported work after which its CPU use is looked at."""
 
 
-def _gives_no_sign(probe: ProbeView, now: float) -> bool:
-    if probe.failures:
+def _gives_no_sign(probe: ProbeView, policy: Policy, now: float) -> bool:
+    """Whether its CPU use has to be known; from its first late answer on, so that it is when the second one is."""
+    if probe.failures or is_late(probe, policy, now):
         return True
     works = probe.progress is not None and probe.progress.in_flight + probe.progress.queued > 0
     return works and probe.progressed_at is not None and now - probe.progressed_at >= QUIET_WORK

@@ -91,6 +91,7 @@ class ProbeView:
     said: Said | None = None  # the last answer; None: never answered
     reason: str = ""  # with UNHEALTHY: the instance's own words
     answered_at: float | None = None
+    ended_at: float | None = None  # when the last question ended, answered or missed: the age of all that is said here
     asked_at: float | None = None  # when the last question that was answered "healthy" had been put
     successes: int = 0  # healthy answers in a row
     unhealthies: int = 0  # answers "unhealthy" in a row

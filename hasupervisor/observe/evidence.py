@@ -16,6 +16,7 @@ def answered(view: ProbeView, health: Health, now: float, asked_at: float) -> Pr
         said=health.said,
         reason=health.reason,
         answered_at=now,
+        ended_at=now,
         asked_at=asked_at if health.said is Said.HEALTHY else view.asked_at,
         successes=view.successes + 1 if health.said is Said.HEALTHY else 0,
         unhealthies=view.unhealthies + 1 if health.said is Said.UNHEALTHY else 0,
@@ -33,6 +34,7 @@ def missed(view: ProbeView, miss: Miss, words: str, now: float) -> ProbeView:
     """The view after a failure that was noticed at `now`."""
     return replace(
         view,
+        ended_at=now,
         successes=0,
         failures=view.failures + 1,
         first_failure_at=now if view.first_failure_at is None else view.first_failure_at,

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import dataclasses
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from pathlib import Path
 
 import structlog
@@ -105,9 +105,12 @@ class Gateway:
         self._backoff.try_at_once()
         self._wake.set()
 
-    def prove(self, proofs: Mapping[Address, float]) -> None:
-        """Who serves, each with the time at which the question that it answered last was put (monotonic)."""
-        self._reception.waiting.prove(proofs)
+    def prove(self, proofs: Mapping[Address, float], blameless: Set[Address] = frozenset()) -> None:
+        """Who serves, each with the time at which the question that it answered last was put (monotonic).
+
+        `blameless`: who turned bad together with others, so that no request is to blame for its fall.
+        """
+        self._reception.waiting.prove(proofs, blameless)
 
     def view(self) -> GatewayView:
         counts = self._reception.waiting.counts
