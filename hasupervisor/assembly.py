@@ -6,10 +6,13 @@ import grp
 from collections.abc import Mapping
 from pathlib import Path
 
+import structlog
+
 from hasupervisor.act.nginx.settings import NginxSettings
 from hasupervisor.config import Config
 from hasupervisor.config.values import ANY_HOST
 from hasupervisor.decide.autoscale.facts import Rules
+from hasupervisor.descriptors import RESERVED, OpenFiles
 from hasupervisor.drill.drills import DrillSettings
 from hasupervisor.model import Address, GpuPolicy, Policy
 from hasupervisor.model.gpu import GB
@@ -18,7 +21,9 @@ from hasupervisor.observe.kernel_log import KMSG
 from hasupervisor.observe.watch import ProbeSettings
 from hasupervisor.report import log as logging
 from hasupervisor.runtimes.docker_launch import DockerSettings
-from hasupervisor.runtimes.process import ProcessSettings
+from hasupervisor.runtimes.process_launch import ProcessSettings
+
+log = structlog.get_logger(__name__)
 
 WORKER_GROUPS = ("www-data", "nginx")
 """The groups that nginx's workers run as where a distribution packages it."""
@@ -110,7 +115,7 @@ def docker_settings(config: Config) -> DockerSettings:
     )
 
 
-def process_settings(config: Config) -> ProcessSettings:
+def process_settings(config: Config, files: OpenFiles | None = None) -> ProcessSettings:
     """What a plain process is made of."""
     return ProcessSettings(
         run_dir=config.state.dir / "run",
@@ -118,12 +123,19 @@ def process_settings(config: Config) -> ProcessSettings:
         bind=config.service.bind,
         command=config.process.command,
         env=config.process.env,
+        open_files=files.given if files is not None else None,
     )
 
 
-def nginx_settings(config: Config) -> NginxSettings:
-    """How the gateway is written and told."""
+def nginx_settings(config: Config, files: OpenFiles | None = None) -> NginxSettings:
+    """How the gateway is written and told. `files`: what the daemon may open; it bounds how many requests may wait."""
     nginx = config.nginx
+    hold_max = files.holdable(nginx.hold_max) if files is not None else nginx.hold_max
+    if files is not None and hold_max < nginx.hold_max and nginx.mode != "off":
+        log.warning(
+            f"{hold_max} requests may wait at once, not {nginx.hold_max} (nginx.hold_max): the daemon may open "
+            f"{files.limit} files, and needs {RESERVED} for the rest; raise `ulimit -Hn` (a unit: LimitNOFILE=65536)"
+        )
     return NginxSettings(
         dir=nginx.dir,
         mode=nginx.mode,
@@ -136,7 +148,7 @@ def nginx_settings(config: Config) -> NginxSettings:
         fail_timeout=nginx.fail_timeout,
         max_in_flight=nginx.max_in_flight,
         hold=nginx.hold,
-        hold_max=nginx.hold_max,
+        hold_max=hold_max,
         room=str(nginx.room),
         health_path=config.health.path,
         access_log_socket=log_socket_path(config),

@@ -15,6 +15,7 @@ import structlog
 
 from hasupervisor import __version__, ambient, assembly, config
 from hasupervisor.config import Config, ConfigError
+from hasupervisor.descriptors import raise_limit
 from hasupervisor.house import House, PartEnded
 from hasupervisor.lock import CannotTake, Held, lock_folder, take_socket
 from hasupervisor.memory import TooNew
@@ -65,6 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"chatglm-had: {error}", file=sys.stderr)
         return EXIT_FAILED
     ambient.keep_from_children()
+    files = raise_limit()
     supervised = assembly.is_supervised(os.environ, os.getpid(), os.getppid())
     notifier = Notifier.from_environment(os.environ)
     keeping = Keeping.from_environment(os.environ, notifier)
@@ -75,7 +77,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             control = take_socket(settings.control.socket, settings.control.group, PROGRAM, kept)
             try:
                 keeping.give("control", control.path, control.socket)
-                house = partial(House, settings, source, notifier, keeping, control.socket, supervised=supervised)
+                house = partial(
+                    House, settings, source, notifier, keeping, control.socket, files=files, supervised=supervised
+                )
                 asyncio.run(_run(settings, source, notifier, house, stop_all=options.on_exit == "stop"))
             finally:
                 control.release(stays=keeping.lasts)

@@ -16,11 +16,13 @@ import structlog
 from hasupervisor import __version__, assembly, picture
 from hasupervisor.act.nginx.gateway import Gateway
 from hasupervisor.act.runner import Runner
+from hasupervisor.asides import Asides
 from hasupervisor.autoscaler import Autoscaler, Senses
 from hasupervisor.config import Config, ConfigError, changed_keys
 from hasupervisor.config.keys import value_of
 from hasupervisor.config.values import toml
 from hasupervisor.decide.autoscale.facts import Lesson, Sample
+from hasupervisor.descriptors import OpenFiles
 from hasupervisor.desk import Behind, OperatorDesk
 from hasupervisor.drill.drills import Books, Drills
 from hasupervisor.loop import Loop, Parts, Remembered
@@ -82,10 +84,12 @@ class House:
         keeping: Keeping,
         control: socket.socket,
         *,
+        files: OpenFiles,
         supervised: bool = False,
     ) -> None:
         """`supervised`: somebody would start the daemon again, should it end."""
         self._settings = settings
+        self._files = files
         self._source = source
         self._notifier = notifier
         self._control = control
@@ -93,9 +97,10 @@ class House:
         self._is_ready = False
         self._has_served = False
         self._is_nginx_missed = False
-        self._runtime = _runtime(settings)
+        self._asides = Asides()
+        self._runtime = self._new_runtime()
         self._scribe = Scribe(settings.state.dir / "state.db")
-        self._gateway = Gateway(assembly.nginx_settings(settings), self._gateway_changed, self._requests_wait)
+        self._gateway = Gateway(assembly.nginx_settings(settings, files), self._gateway_changed, self._requests_wait)
         self._gateway_before = GatewayView()
         self._routed: dict[Address, str] = {}  # who gets requests, as far as the history tells
         self._traffic = Traffic(_log_socket(settings, keeping), InFlight(), on_errors=self._wake)
@@ -142,18 +147,18 @@ class House:
         if self._autoscaler is not None:
             self._autoscaler.judge.rules = assembly.scaling_rules(new)
         self._probes.reconfigure(assembly.probe_settings(new))
-        self._gateway.reconfigure(assembly.nginx_settings(new))
+        self._gateway.reconfigure(assembly.nginx_settings(new, self._files))
         if isinstance(self._runtime, DockerRuntime):
             self._runtime.reconfigure(assembly.docker_settings(new))
         else:
-            self._runtime.reconfigure(assembly.process_settings(new))
+            self._runtime.reconfigure(assembly.process_settings(new, self._files))
         assembly.configure_log(new)
         self._wake()
         return words
 
     async def stop_everything(self) -> None:
         """Ends what was started: the instances, each with its grace, then an nginx of our own."""
-        runtime = _runtime(self._settings)
+        runtime = self._new_runtime()
         grace = self._settings.repair.stop_grace
         try:
             facts = await runtime.list()
@@ -199,7 +204,7 @@ class House:
         senses = Senses(
             requests=self._traffic.tally if has_log else None,
             machine=Machine().look,
-            taken_ports=partial(taken_ports, bind=self._settings.service.bind),
+            taken_ports=self._taken_ports,
             keeper=self._scribe,
             clock=time.monotonic,
             wall=time.time,
@@ -214,16 +219,25 @@ class House:
         autoscaler.judge.remember(samples, time.monotonic(), lessons)
         return autoscaler
 
+    def _taken_ports(self, ports: range) -> frozenset[int]:
+        """Ports that a new instance could not listen on, where it would listen now: the setting may be reloaded."""
+        return taken_ports(ports, self._settings.service.bind)
+
     def _decided(self, direction: str, reason: str) -> None:
         if self._metrics is not None:
             self._metrics.decided(direction, reason)
+
+    def _new_runtime(self) -> DockerRuntime | ProcessRuntime:
+        if self._settings.service.runtime == "docker":
+            return DockerRuntime(assembly.docker_settings(self._settings))
+        return ProcessRuntime(assembly.process_settings(self._settings, self._files), self._note_record)
 
     def _loop_parts(self) -> Parts:
         return Parts(
             instances=self._instances,
             probes=self._probes,
             traffic=self._traffic,
-            taken_ports=partial(taken_ports, bind=self._settings.service.bind),
+            taken_ports=self._taken_ports,
             hands=self._runner,
             gateway=self._gateway,
             memory=self._scribe,
@@ -256,7 +270,7 @@ class House:
         running: dict[str, Coroutine[Any, Any, None]] = {
             "memory": self._scribe.run(),
             "cycle": loop.run(self._cycled),
-            "drills": self._drills.run(),
+            "drills": self._asides.keep("drills", self._drills.run(), stopping),
             "control socket": serve(self._control, control_api(desk, stopping), stopping, Limits()),
         }
         listen = self._settings.http.listen
@@ -267,7 +281,9 @@ class House:
                 log.error(str(error))
             else:
                 application = http.public_pages(desk, self._metrics, listen)
-                running["pages"] = serve(pages, application, stopping, http.LIMITS)
+                running["pages"] = self._asides.keep(
+                    "pages", serve(pages, application, stopping, http.LIMITS), stopping
+                )
         return running
 
     def _easel(self, loop: Loop, autoscaler: Autoscaler) -> picture.Easel:
@@ -279,6 +295,7 @@ class House:
             autoscaler=autoscaler,
             probe_trouble=self._probes.trouble,
             drill=self._drills.problem,
+            troubles=lambda: [*self._asides.problems(), *self._runtime.problems()],
             clock=time.monotonic,
             wall=time.time,
             started_wall=self._started_wall,
@@ -340,6 +357,10 @@ class House:
         if self._loop is not None:
             self._loop.record_note(note)
 
+    def _note_record(self, name: str, words: str) -> None:
+        """Something was done about an instance's files."""
+        self._note(Note(name, "record", words))
+
     def _note_routing(self, view: GatewayView) -> None:
         """Writes down who gets requests from now on, and who does not any more: proven, not wanted."""
         if self._loop is None:
@@ -367,14 +388,11 @@ class House:
         return self._traffic.idle(fact.address) if fact is not None else None
 
     def _cycled(self, plan: Plan, seconds: float) -> None:
-        """A cycle has ended: the only thing that feeds the watchdog."""
-        if self._metrics is not None:
-            self._metrics.cycled(seconds)
-            if self._loop is not None and self._loop.world is not None and self._loop.world.gpus is not None:
-                self._metrics.faulted(self._loop.world.gpus)
-        if self._autoscaler is not None:
-            self._autoscaler.look()
+        """A cycle has ended: the only thing that feeds the watchdog. What else follows a cycle cannot starve it."""
         self._notifier.alive(plan.summary)
+        self._asides.run("metrics", lambda: self._count(seconds))
+        if self._autoscaler is not None:
+            self._asides.run("autoscaler", self._autoscaler.look)
         looked = self._loop is not None and (self._loop.settled or self._instances.view().trouble is not None)
         if not self._is_ready and looked:
             self._is_ready = True
@@ -386,6 +404,13 @@ class House:
                 f"{plan.summary}: {self._address()}",
                 try_it=f"chatglm-hactl --socket {self._settings.control.socket} status",
             )
+
+    def _count(self, seconds: float) -> None:
+        if self._metrics is None:
+            return
+        self._metrics.cycled(seconds)
+        if self._loop is not None and self._loop.world is not None and self._loop.world.gpus is not None:
+            self._metrics.faulted(self._loop.world.gpus)
 
     def _address(self) -> str:
         nginx = self._settings.nginx
@@ -409,12 +434,6 @@ async def _until(stopping: asyncio.Event, parts: dict[str, Coroutine[Any, Any, N
             if task.get_name() not in ("control socket", "pages"):  # those end by themselves, politely
                 task.cancel()
         await asyncio.gather(stop, *tasks, return_exceptions=True)
-
-
-def _runtime(settings: Config) -> DockerRuntime | ProcessRuntime:
-    if settings.service.runtime == "docker":
-        return DockerRuntime(assembly.docker_settings(settings))
-    return ProcessRuntime(assembly.process_settings(settings))
 
 
 def _log_socket(settings: Config, keeping: Keeping) -> socket.socket | None:

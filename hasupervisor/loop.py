@@ -17,6 +17,7 @@ import structlog
 
 from hasupervisor.cardbook import CardBook, CardMemory, GpuLook
 from hasupervisor.decide.plan import plan
+from hasupervisor.descriptors import Seldom, is_exhausted
 from hasupervisor.model import (
     Address,
     Cause,
@@ -151,6 +152,7 @@ class Loop:
         self._listed_first: float | None = None
         self._wake = asyncio.Event()
         self._moved = asyncio.Condition()
+        self._is_worth_saying = Seldom()
         self._strangers: frozenset[str] = frozenset()
 
     # --- what others tell the loop ------------------------------------------------------------------------------------
@@ -204,24 +206,38 @@ class Loop:
     # --- the cycle ----------------------------------------------------------------------------------------------------
 
     async def run(self, fed: Callable[[Plan, float], None]) -> None:
-        """Cycles until cancelled. `fed` is told of every finished cycle and its duration in seconds: the watchdog."""
+        """Cycles until cancelled. `fed` is told of every finished cycle and its duration in seconds: the watchdog.
+
+        Neither a cycle that fails nor a `fed` that fails ends it: the next one tries again.
+        """
         while True:
             began = self._parts.clock()
             self._wake.clear()
             wait = 1.0
             try:
                 decided = self.cycle()
-            except Exception:
-                log.exception("BUG: a cycle failed; routing stays as it was, the next one tries again")
+            except Exception as error:
+                self._say_failed(error, "a cycle failed; routing stays as it was, the next one tries again")
             else:
                 wait = decided.next_in
-                fed(decided, self._parts.clock() - began)
+                try:
+                    fed(decided, self._parts.clock() - began)
+                except Exception as error:
+                    self._say_failed(error, "what follows a cycle failed; instances are looked after all the same")
                 async with self._moved:
                     self._moved.notify_all()
             await asyncio.sleep(PACE)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(wait):
                     await self._wake.wait()
+
+    def _say_failed(self, error: Exception, words: str) -> None:
+        if not self._is_worth_saying((words, repr(error))):
+            return
+        if is_exhausted(error):
+            log.error(f"{words}: {error.strerror}; chatglm-hactl doctor")
+        else:
+            log.exception(f"BUG: {words}")
 
     async def moved(self) -> None:
         """Waits for the end of the next cycle."""

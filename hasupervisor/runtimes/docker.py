@@ -6,7 +6,7 @@ import asyncio
 import random
 import re
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 
@@ -14,7 +14,7 @@ import docker
 import psutil
 from docker.errors import APIError, NotFound
 
-from hasupervisor.model import Fact
+from hasupervisor.model import Fact, Problem
 from hasupervisor.runtimes import docker_launch, docker_view
 from hasupervisor.runtimes.base import Launch, LaunchFailed, RuntimeTrouble, Stuck
 from hasupervisor.runtimes.docker_launch import HOST_NETWORK, DockerSettings
@@ -83,6 +83,10 @@ class DockerRuntime:
         looks_like_ours = re.compile(rf"{re.escape(service)}-\d+")
         others = (docker_view.container_name(e) for e in entries if not docker_view.is_ours(e, service))
         return frozenset(name for name in others if looks_like_ours.fullmatch(name))
+
+    def problems(self) -> Sequence[Problem]:
+        """None: dockerd keeps its own books."""
+        return ()
 
     async def changes(self) -> AsyncIterator[str]:
         events = Events(self._dockerd, self._settings.service)
