@@ -298,7 +298,7 @@ class Loop:
             settled=self.settled,
             routed_at_start=self._parts.gateway.on_disk(),
             taken_names=self._strangers,
-            taken_ports=self._taken_ports(facts.values()),
+            taken_ports=self._taken_ports(facts.values(), moves=any(o.port_taken for o in outcomes)),
             gpus=self.cards.look(runtime.facts),
         )
 
@@ -313,10 +313,10 @@ class Loop:
             return view
         return replace(view, idle_since=self._parts.idle_since(fact.name, fact.pid))
 
-    def _taken_ports(self, facts: Iterable[Fact]) -> frozenset[int]:
-        """Ports of the range that strangers listen on; asked only when an instance may have to be made."""
+    def _taken_ports(self, facts: Iterable[Fact], *, moves: bool) -> frozenset[int]:
+        """Ports of the range that strangers listen on; asked only when an instance may have to be made, or `moves`."""
         staying = [r for r in self._records.values() if r.stuck is None and not _goes_for_good(r)]
-        if len(staying) >= self.wants.desired:
+        if len(staying) >= self.wants.desired and not moves:
             return frozenset()
         ours = frozenset(fact.endpoint.port for fact in facts)
         return self._parts.taken_ports(self.policy.ports) - ours

@@ -16,7 +16,7 @@ from docker.errors import APIError, NotFound
 
 from hasupervisor.model import Fact, Problem
 from hasupervisor.runtimes import docker_launch, docker_view
-from hasupervisor.runtimes.base import Launch, LaunchFailed, RuntimeTrouble, Stuck
+from hasupervisor.runtimes.base import Launch, LaunchFailed, PortTaken, RuntimeTrouble, Stuck
 from hasupervisor.runtimes.docker_launch import HOST_NETWORK, DockerSettings
 from hasupervisor.runtimes.docker_streams import Event, Events, Output, tail
 from hasupervisor.runtimes.docker_view import Details, Entry
@@ -188,14 +188,14 @@ class DockerRuntime:
     async def start(self, launch: Launch) -> str:
         settings = self._settings
         if settings.network == HOST_NETWORK and self._dockerd.is_local and not is_free(settings.bind, launch.port):
-            raise LaunchFailed(docker_launch.failure(settings, launch, "address already in use"))
+            raise PortTaken(docker_launch.failure(settings, launch, "address already in use"))
         container_id = await self._create(settings, launch)
         try:
             await self._dockerd.ask(launch.name, lambda client: client.start(container_id), self._deadlines.start)
         except APIError as e:
             why = docker_launch.failure(settings, launch, said(e))
             await self._remove(launch.name, container_id, because=why)
-            raise LaunchFailed(why) from e
+            raise (PortTaken if docker_launch.is_port_taken(said(e)) else LaunchFailed)(why) from e
         except NoAnswer as e:
             raise Stuck(
                 f"dockerd has not started it in {self._deadlines.start:g} s: a runtime hook or the GPU's driver hangs; "

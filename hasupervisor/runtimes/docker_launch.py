@@ -97,12 +97,18 @@ def host_config(client: docker.APIClient, settings: DockerSettings, launch: Laun
     return config
 
 
+def is_port_taken(words: str) -> bool:
+    """Whether dockerd's own words say that somebody else has the port."""
+    low = words.lower()
+    return "port is already allocated" in low or "address already in use" in low
+
+
 def failure(settings: DockerSettings, launch: Launch, words: str) -> str:
     """Why a container could not be created or started, with the next command. `words`: dockerd's own."""
     low = words.lower()
     if "no such image" in low:
         return f"there is no image {settings.image} on this host: docker pull {settings.image}, or build it"
-    if "port is already allocated" in low or "address already in use" in low:
+    if is_port_taken(words):
         taken = f"port {launch.port} on {settings.bind} is taken by something else"
         return f"{taken}: ss -ltnp 'sport = :{launch.port}' ({words})"
     if "could not select device driver" in low:
