@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import grp
+import socket
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from hasupervisor.observe.kernel_log import KMSG
 from hasupervisor.observe.watch import ProbeSettings
 from hasupervisor.report import log as logging
 from hasupervisor.runtimes.docker_launch import DockerSettings
+from hasupervisor.runtimes.ownership import Ownership
 from hasupervisor.runtimes.process_launch import ProcessSettings
 
 log = structlog.get_logger(__name__)
@@ -95,7 +97,12 @@ def probe_settings(config: Config) -> ProbeSettings:
     )
 
 
-def docker_settings(config: Config) -> DockerSettings:
+def ownership(config: Config) -> Ownership | None:
+    """Whose the containers are; processes are those of their state directory anyway."""
+    return Ownership(config.state.dir, socket.gethostname()) if config.service.runtime == "docker" else None
+
+
+def docker_settings(config: Config, owner: Ownership | None = None) -> DockerSettings:
     """What a container is made of."""
     docker = config.docker
     return DockerSettings(
@@ -112,6 +119,7 @@ def docker_settings(config: Config) -> DockerSettings:
         log_max_size=docker.log_max_size,
         log_max_files=docker.log_max_files,
         reach=docker.reach,
+        owner=owner,
     )
 
 

@@ -20,6 +20,9 @@ from hasupervisor.house import House, PartEnded
 from hasupervisor.lock import CannotTake, Held, lock_folder, take_socket
 from hasupervisor.memory import TooNew
 from hasupervisor.report.log import CannotLog, loop_failure
+from hasupervisor.runtimes.base import Refused, RuntimeTrouble
+from hasupervisor.runtimes.docker import adopt
+from hasupervisor.runtimes.ownership import Alive, Ownership
 from hasupervisor.sdnotify import Keeping, Notifier
 
 log = structlog.get_logger(__name__)
@@ -73,21 +76,41 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         lock = lock_folder(settings.state.dir, PROGRAM)
         try:
+            owner = assembly.ownership(settings)
+            if options.adopt:
+                return _adopt(settings, owner)
+            if owner is not None:
+                owner.hold()
             kept = partial(keeping.take, "control")
             control = take_socket(settings.control.socket, settings.control.group, PROGRAM, kept)
             try:
                 keeping.give("control", control.path, control.socket)
-                house = partial(
-                    House, settings, source, notifier, keeping, control.socket, files=files, supervised=supervised
-                )
+                belongings = partial(House, files=files, owner=owner, supervised=supervised)
+                house = partial(belongings, settings, source, notifier, keeping, control.socket)
                 asyncio.run(_run(settings, source, notifier, house, stop_all=options.on_exit == "stop"))
             finally:
                 control.release(stays=keeping.lasts)
         finally:
             lock.release()
-    except (Held, CannotTake, TooNew, PartEnded) as error:
+    except (Held, CannotTake, TooNew, PartEnded, Refused, Alive) as error:
         print(f"chatglm-had: {error}", file=sys.stderr)
         return EXIT_FAILED
+    return EXIT_DONE
+
+
+def _adopt(settings: Config, owner: Ownership | None) -> int:
+    """`--adopt`: makes the containers of other state directories this one's. Returns the exit code. Raises Refused."""
+    if owner is None:
+        print("instances that are processes belong to the state directory that their records are in: nothing to adopt")
+        return EXIT_DONE
+    try:
+        adopted = asyncio.run(adopt(assembly.docker_settings(settings, owner)))
+    except RuntimeTrouble as trouble:
+        print(f"chatglm-had: {trouble}", file=sys.stderr)
+        return EXIT_FAILED
+    for words in adopted:
+        print(words)
+    print("now start the daemon: systemctl start chatglm-ha" if adopted else "there is nothing to take over")
     return EXIT_DONE
 
 
@@ -142,6 +165,12 @@ def _parser() -> argparse.ArgumentParser:
         choices=("leave", "stop"),
         default="leave",
         help="leave (the default): instances and nginx go on serving | stop: end what was started",
+    )
+    parser.add_argument(
+        "--adopt",
+        action="store_true",
+        help="take over the containers of this service that the daemon of another state directory has started, "
+        "one that is gone for good; then exit",
     )
     parser.add_argument("-V", "--version", action="version", version=PROGRAM)
     return parser

@@ -20,7 +20,7 @@ from hasupervisor.asides import Asides
 from hasupervisor.autoscaler import Autoscaler, Senses
 from hasupervisor.config import Config, ConfigError, changed_keys
 from hasupervisor.config.keys import value_of
-from hasupervisor.config.values import toml
+from hasupervisor.config.values import shown, toml
 from hasupervisor.decide.autoscale.facts import Lesson, Sample
 from hasupervisor.descriptors import OpenFiles
 from hasupervisor.desk import Behind, OperatorDesk
@@ -40,10 +40,12 @@ from hasupervisor.observe.traffic import Traffic
 from hasupervisor.report import http
 from hasupervisor.report.api import control_api
 from hasupervisor.report.connection import Limits
+from hasupervisor.report.log import set_level
 from hasupervisor.report.metrics import Metrics
 from hasupervisor.report.server import serve
-from hasupervisor.runtimes.base import RuntimeTrouble
+from hasupervisor.runtimes.base import Refused, RuntimeTrouble
 from hasupervisor.runtimes.docker import DockerRuntime
+from hasupervisor.runtimes.ownership import Ownership
 from hasupervisor.runtimes.process import ProcessRuntime
 from hasupervisor.sdnotify import Keeping, Notifier
 
@@ -85,11 +87,13 @@ class House:
         control: socket.socket,
         *,
         files: OpenFiles,
+        owner: Ownership | None = None,
         supervised: bool = False,
     ) -> None:
-        """`supervised`: somebody would start the daemon again, should it end."""
+        """`owner`: whose the containers are. `supervised`: somebody would start the daemon again, should it end."""
         self._settings = settings
         self._files = files
+        self._owner = owner
         self._source = source
         self._notifier = notifier
         self._control = control
@@ -119,7 +123,8 @@ class House:
         self._metrics: Metrics | None = None
 
     async def run(self, stopping: asyncio.Event) -> None:
-        """Runs until `stopping` is set; instances and nginx are left as they are. Raises PartEnded, TooNew."""
+        """Runs until `stopping` is set; instances and nginx are left as they are. Raises PartEnded, TooNew, Refused."""
+        await self._claim()
         loop = await self._open()
         try:
             await _until(stopping, self._parts_that_run(loop, stopping))
@@ -138,7 +143,10 @@ class House:
             self._loop.record_note(Note("config", "reload", ", ".join(changed) or "nothing has changed", "SIGHUP"))
 
     def reload(self) -> Sequence[str]:
-        """Reads the configuration and applies it whole, or not at all. Raises ConfigError. Returns what changed."""
+        """Reads the configuration and applies it whole, or not at all. Raises ConfigError. Returns what changed.
+
+        What may fail is in the first two lines: nothing is applied before them, and nothing after them asks the disk.
+        """
         old, new = self._settings, self._source.reload(self._settings)
         words = [f"{key}: {_shown(old, key)} -> {_shown(new, key)}" for key in changed_keys(old, new)]
         self._settings = new
@@ -149,10 +157,10 @@ class House:
         self._probes.reconfigure(assembly.probe_settings(new))
         self._gateway.reconfigure(assembly.nginx_settings(new, self._files))
         if isinstance(self._runtime, DockerRuntime):
-            self._runtime.reconfigure(assembly.docker_settings(new))
+            self._runtime.reconfigure(assembly.docker_settings(new, self._owner))
         else:
             self._runtime.reconfigure(assembly.process_settings(new, self._files))
-        assembly.configure_log(new)
+        set_level(new.log.level)
         self._wake()
         return words
 
@@ -175,6 +183,16 @@ class House:
         await self._gateway.shutdown()
 
     # --- opening and closing ------------------------------------------------------------------------------------------
+
+    async def _claim(self) -> None:
+        """Ends the daemon where the containers are another one's; a dockerd that is away now is asked by each list."""
+        if isinstance(self._runtime, DockerRuntime):
+            try:
+                await self._runtime.claim()
+            except Refused:
+                raise
+            except RuntimeTrouble as trouble:
+                log.warning(f"it is not known yet whose the containers are: {trouble}")
 
     async def _open(self) -> Loop:
         known = await self._scribe.load(time.monotonic(), time.time())
@@ -229,7 +247,7 @@ class House:
 
     def _new_runtime(self) -> DockerRuntime | ProcessRuntime:
         if self._settings.service.runtime == "docker":
-            return DockerRuntime(assembly.docker_settings(self._settings))
+            return DockerRuntime(assembly.docker_settings(self._settings, self._owner))
         return ProcessRuntime(assembly.process_settings(self._settings, self._files), self._note_record)
 
     def _loop_parts(self) -> Parts:
@@ -459,4 +477,5 @@ def _proven(view: GatewayView) -> frozenset[Address]:
 
 
 def _shown(settings: Config, key: str) -> str:
-    return toml(value_of(settings, key))
+    """As `config show` has it: what looks like a secret goes neither into the history nor into the log."""
+    return toml(shown(key.partition(".")[2], value_of(settings, key)))

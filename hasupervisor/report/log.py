@@ -66,7 +66,7 @@ def configure(*, level: str = "info", format: str = "auto", file: str = "") -> N
     _replace_sinks(sinks)
     for name, foreign in _FOREIGN.items():
         logging.getLogger(name).setLevel(foreign)
-    logging.getLogger("hasupervisor").setLevel(level.upper())
+    set_level(level)
     structlog.configure(
         processors=[
             structlog.stdlib.filter_by_level,
@@ -80,6 +80,11 @@ def configure(*, level: str = "info", format: str = "auto", file: str = "") -> N
     )
     sys.excepthook = _uncaught
     threading.excepthook = _uncaught_in_thread
+
+
+def set_level(level: str) -> None:
+    """Another [log].level from now on, without touching where the lines go: that cannot fail."""
+    logging.getLogger("hasupervisor").setLevel(level.upper())
 
 
 def loop_failure(_: asyncio.AbstractEventLoop, context: Mapping[str, Any]) -> None:

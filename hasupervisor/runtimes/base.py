@@ -13,6 +13,10 @@ class RuntimeTrouble(Exception):
     """The runtime as a whole cannot be asked: "cannot reach dockerd: no answer in 5 s". Says nothing of instances."""
 
 
+class Refused(RuntimeTrouble):
+    """The instances belong to another daemon; the text says to which, and the next command."""
+
+
 class LaunchFailed(Exception):
     """One instance could not be started; the text says why in the runtime's words, its remains are removed."""
 
