@@ -30,6 +30,7 @@ from hasupervisor.model import (
     Wants,
     World,
 )
+from hasupervisor.model.gpu import DriverState
 from hasupervisor.report.desk import (
     ConfigView,
     DrillAsked,
@@ -52,6 +53,10 @@ from hasupervisor.runtimes.base import Runtime, RuntimeTrouble
 
 DURABLE = 1.0
 """Seconds that a command waits for the disk at most: a disk that hangs is shown in `status`, and holds nobody up."""
+
+
+FIRST_LOOK = 8.0
+"""Seconds that a command waits at most for what a new daemon has not seen yet; chatglm-hactl waits ten."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +92,19 @@ class OperatorDesk:
                 "the daemon is still starting: it has not finished its first cycle", "chatglm-hactl check"
             )
         return self._behind.snapshot()
+
+    async def looked(self) -> None:
+        """What has not been seen yet is no reason to refuse; what cannot be seen is one, and says so."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(FIRST_LOOK):
+                while not self._has_looked():
+                    await self._loop.moved()
+
+    def _has_looked(self) -> bool:
+        world = self._loop.world
+        if world is None or world.runtime.trouble is not None:
+            return world is not None
+        return world.settled and not _are_gpus_unknown(world)
 
     async def moved(self) -> None:
         await self._loop.moved()
@@ -306,8 +324,19 @@ class OperatorDesk:
         bound = f"below service.min = {service.min}" if n < service.min else f"above service.max = {service.max}"
         return Refused(f"{n} is {bound}", f"chatglm-hactl scale {n} --force")
 
+    def _refuse_if_unknown(self) -> None:
+        """Whether the GPUs have room is not known, and may not be guessed."""
+        world = self._loop.world
+        if world is not None and _are_gpus_unknown(world):
+            raise Unavailable(
+                "it is not known whether the GPUs have room: they have not answered since the daemon was started",
+                "chatglm-hactl gpu list, or the same command with --force",
+            )
+
     def _why_no_room(self, n: int) -> Refused | None:
         """More than the GPUs have room for would begin, and wait for ever."""
+        if n > self._loop.wants.desired:
+            self._refuse_if_unknown()
         plan = self._loop.latest
         why = crowded(plan, n) if plan is not None and n > self._loop.wants.desired else None
         return Refused(why, f"chatglm-hactl gpu list, or chatglm-hactl scale {n} --force") if why is not None else None
@@ -322,6 +351,7 @@ class OperatorDesk:
             )
 
     def _refuse_if_homeless(self, names: Sequence[str], command: str) -> None:
+        self._refuse_if_unknown()
         plan, world = self._loop.latest, self._loop.world
         if plan is None or world is None or world.gpus is None:
             return
@@ -398,6 +428,10 @@ class OperatorDesk:
     async def _want(self, wants: Wants, note: Note) -> None:
         self._loop.want(wants, note)
         await self._behind.scribe.flush(DURABLE)
+
+
+def _are_gpus_unknown(world: World) -> bool:
+    return world.gpus is not None and world.gpus.driver.state is DriverState.UNKNOWN
 
 
 def _is_wanted(judged: Judged) -> bool:

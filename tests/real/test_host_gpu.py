@@ -14,7 +14,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.real.daemon import Document, Settings, as_processes
+from tests.doubles.nvml.cards import EVERY
+from tests.real.daemon import COMMAND_S, Document, Settings, as_processes
 from tests.real.gpu_host import GIB, GpuHost, gpu_host
 
 LOAD_S = 0.5
@@ -142,3 +143,24 @@ def test_a_daemon_that_was_killed_reads_the_cards_of_its_instances_back(make: Ma
         assert kept[0] == kept[1]
         assert host.daemon.hactl("scale", "4").code == 0
         assert len(set(host.places().values())) == 4
+
+
+def test_a_command_right_after_the_start_waits_for_the_first_look_at_the_cards_and_is_decided_then(make: Make) -> None:
+    with make(cards=4, instances=3) as host:
+        host.start()
+        host.daemon.wait_until_green(3)
+        host.daemon.stop()
+        for card in host.nvml.cards:  # the driver takes a moment to answer
+            card.hanging.add(EVERY)
+        host.nvml.tell()
+        host.start()
+        commands = ["scale", "4"], ["restart", "chatglm-01"], ["scale", "3", "--dry-run"]
+        asked = [host.daemon.begin(*words) for words in commands]
+        host.daemon.wait_for(lambda s: s["settled"], "the instances are seen")
+        assert [command.poll() for command in asked] == [None] * 3
+        for card in host.nvml.cards:
+            card.hanging.clear()
+        host.nvml.tell()
+        said = [command.communicate(timeout=COMMAND_S) for command in asked]
+        assert [command.returncode for command in asked] == [0] * 3, said
+        host.daemon.wait_until_green(4)
