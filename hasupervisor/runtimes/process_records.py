@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from hasupervisor.config.values import masked_words
 from hasupervisor.runtimes import keeper
 
 T = TypeVar("T")
@@ -59,7 +60,8 @@ class Record:
 
     @property
     def command_line(self) -> str:
-        return shlex.join(self.command)
+        """For people: what looks like a secret is masked."""
+        return shlex.join(masked_words(self.command))
 
 
 def read(path: Path) -> Record | None:

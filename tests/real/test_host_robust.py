@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import signal
 import socket
 import time
@@ -123,3 +125,31 @@ def test_an_address_that_is_reloaded_is_for_new_instances_alone_and_no_request_i
     assert load.result.failures == []
     host.configure({"service": {"bind": "127.0.0.1"}})
     assert host.hactl("config", "reload").code == 0
+
+
+def test_a_reload_is_applied_though_the_log_file_could_not_be_opened_now(
+    standin_server: Path, port_range: Callable[[int], range]
+) -> None:
+    with daemon(port_range(20), PATIENT, as_processes(standin_server)) as host:
+        folder = host.folder / "log"
+        folder.mkdir()
+        host.configure({"log": {"file": str(folder / "had.log")}})
+        host.start()
+        host.wait_until_green()
+        shutil.rmtree(folder)
+        host.configure({"drain": {"timeout": 7.0}})
+        told = host.hactl("config", "reload")
+        assert (told.code, told.out.strip()) == (0, "drain.timeout: 300.0 -> 7.0")
+
+
+def test_a_key_in_a_command_is_shown_neither_in_status_nor_by_a_reload(host: Daemon) -> None:
+    key = "abc-123-def"
+    host.configure({"process": {"command": [*host.config["process"]["command"], "--api-key", key]}})  # type: ignore[misc]
+    told = host.hactl("config", "reload")
+    assert told.code == 0
+    assert host.hactl("restart", "chatglm-02").code == 0
+    assert host.instance("chatglm-02")["image"].endswith("--api-key '***'")
+    shown = host.hactl("config", "show")
+    for words in (told.out, shown.out, json.dumps(host.status()), json.dumps(host.history()), host.log()):
+        assert key not in words
+        assert "--api-key" in words
