@@ -252,7 +252,7 @@ class Nginx(_Section):
         0, "requests in one instance; beyond it the gateway says 503 with Retry-After; 0: no cap"
     )
     hold: MaybeZero = key(10.0, "while nobody serves, requests wait this long for one that does, then 503; 0: off")
-    hold_max: Count = key(1000, "requests held at once")
+    hold_max: Count = key(1000, "requests held at once; no more than the files that the daemon may open, less 320")
     room: SocketAddress = key(Address("127.0.0.1", 9181), "where nginx asks the daemon, on loopback", Effect.RESTART)
 
 

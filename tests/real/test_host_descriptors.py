@@ -125,3 +125,8 @@ def test_a_wave_of_held_requests_does_not_starve_the_healing_nor_flood_the_log(h
     assert wave.first_answer - able < BACK_S
     assert host.runs()
     host.wait_until_green(1)
+    soft, hard = psutil.Process(host.pid).rlimit(resource.RLIMIT_NOFILE)
+    assert soft == hard  # raised, as far as it may be
+    given = psutil.Process(host.instance("chatglm-01")["pid"]).rlimit(resource.RLIMIT_NOFILE)
+    assert given == (1024, hard)  # instances get what the daemon was given
+    assert ("704 requests may wait at once, not 1000" in host.log()) == (hard == 1024)
