@@ -166,7 +166,8 @@ class House:
 
     async def stop_everything(self) -> None:
         """Ends what was started: the instances, each with its grace, then an nginx of our own."""
-        runtime = self._new_runtime()
+        before = self._runtime
+        runtime = self._new_runtime(is_claimed=isinstance(before, DockerRuntime) and before.is_claimed)
         grace = self._settings.repair.stop_grace
         try:
             facts = await runtime.list()
@@ -245,9 +246,10 @@ class House:
         if self._metrics is not None:
             self._metrics.decided(direction, reason)
 
-    def _new_runtime(self) -> DockerRuntime | ProcessRuntime:
+    def _new_runtime(self, *, is_claimed: bool = False) -> DockerRuntime | ProcessRuntime:
         if self._settings.service.runtime == "docker":
-            return DockerRuntime(assembly.docker_settings(self._settings, self._owner))
+            settings = assembly.docker_settings(self._settings, self._owner)
+            return DockerRuntime(settings, is_claimed=is_claimed)
         return ProcessRuntime(assembly.process_settings(self._settings, self._files), self._note_record)
 
     def _loop_parts(self) -> Parts:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import structlog
 
+from hasupervisor.descriptors import is_exhausted
 from hasupervisor.model import Outcome, Step, StepKind
 from hasupervisor.runtimes.base import Launch, LaunchFailed, PortTaken, Runtime, RuntimeTrouble, Stuck
 
@@ -72,8 +73,11 @@ class Runner:
         except LaunchFailed as e:
             error, port_taken = str(e), isinstance(e, PortTaken)
         except Exception as e:
-            log.exception("BUG: a step ended unexpectedly", step=step.kind, instance=step.name)
             error, trouble = f"{type(e).__name__}: {e}", True
+            if is_exhausted(e):
+                log.error(f"{step.kind} {step.name} was not possible: {e}; chatglm-hactl doctor")
+            else:
+                log.exception("BUG: a step ended unexpectedly", step=step.kind, instance=step.name)
         return Outcome(
             name=step.name,
             step=step.kind.value,

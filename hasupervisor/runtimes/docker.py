@@ -60,12 +60,15 @@ class _Known:
 class DockerRuntime:
     """The Runtime (base.py) over one dockerd: `list` shows the containers that carry our service's label."""
 
-    def __init__(self, settings: DockerSettings, deadlines: Deadlines | None = None) -> None:
+    def __init__(
+        self, settings: DockerSettings, deadlines: Deadlines | None = None, *, is_claimed: bool = False
+    ) -> None:
+        """`is_claimed`: it is known already that the containers of this service are this daemon's."""
         self._settings = settings
         self._deadlines = deadlines or Deadlines()
         self._dockerd = Dockerd(settings.host, self._deadlines)
         self._direct: dict[str, bool] = {}  # by network: whether a container's own address there can be reached
-        self._is_claimed = False
+        self.is_claimed = is_claimed
         self._others: tuple[docker_view.Foreign, ...] = ()
         self._known: dict[str, _Known] = {}
         self._died: dict[str, int] = {}  # by container id: exit codes that events told, until it is started or removed
@@ -93,12 +96,12 @@ class DockerRuntime:
     def _claim(self, entries: Entries) -> None:
         """What others have at the first look is theirs, and reason enough to do nothing at all."""
         others = docker_view.foreign(entries, self._settings.service, self._settings.owner)
-        if self._is_claimed or self._settings.owner is None:
+        if self.is_claimed or self._settings.owner is None:
             self._others = others
             return
         for other in others:
             docker_owner.take_over(other, self._settings, self._dockerd.host)
-        self._is_claimed = True
+        self.is_claimed = True
 
     def _is_ours(self, entry: Entry) -> bool:
         return docker_view.is_ours(entry, self._settings.service, self._settings.owner)

@@ -78,7 +78,7 @@ def is_ours(entry: Entry, service: str, owner: Ownership | None = None) -> bool:
     if owner is not None and found.get(labels.OWNER, owner.id) not in owner.ids:
         return False
     numbers = found.get(labels.PORT, ""), found.get(labels.INSTANCE_PORT, "")
-    return bool(found.get(labels.SERVICE) == service and found.get(labels.NAME) and all(n.isdigit() for n in numbers))
+    return bool(found.get(labels.SERVICE) == service and found.get(labels.NAME) and all(n.isdecimal() for n in numbers))
 
 
 @dataclass(frozen=True, slots=True)

@@ -39,7 +39,7 @@ class Ownership:
         self.place = f"{host}:{folder.absolute()}"
         self._name: socket.socket | None = None
         found = _read(self._file)
-        if found is not None and found.place != self.place and _is_copy(found, host):
+        if found is not None and found.place != self.place and _is_copy(found, host, folder):
             log.info("this state directory is a copy: it gets an identity of its own", of=found.place)
             found = None
         self.id = found.id if found is not None else secrets.token_hex(16)
@@ -78,13 +78,21 @@ class Ownership:
             self._name = None
 
     def _write(self) -> None:
-        """A disk that takes nothing costs no service: at the next start the place tells whose containers they are."""
+        """A disk that takes nothing costs no service: at the next start the place tells whose containers they are.
+
+        For the owner of the directory alone, whoever writes it (root, with --adopt): who knows it could hold its name.
+        """
         staged = self._file.with_suffix(".new")
         try:
-            with staged.open("w") as file:
+            staged.unlink(missing_ok=True)
+            descriptor = os.open(staged, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            with os.fdopen(descriptor, "w") as file:
+                if os.geteuid() == 0:
+                    whose = self._file.parent.stat()
+                    os.fchown(descriptor, whose.st_uid, whose.st_gid)
                 json.dump({"id": self.id, "place": self.place, "adopted": sorted(self._adopted)}, file)
                 file.flush()
-                os.fsync(file.fileno())
+                os.fsync(descriptor)
             staged.replace(self._file)
         except OSError as error:
             log.warning(f"the identity cannot be kept: {self._file}: {error.strerror}; df -h {self._file.parent}")
@@ -127,10 +135,12 @@ def _read(file: Path) -> _Written | None:
         return None
 
 
-def _is_copy(found: _Written, host: str) -> bool:
+def _is_copy(found: _Written, host: str, folder: Path) -> bool:
     """Whether the directory that the identity was made in is still there with it: then this one is not the same."""
-    there, _, folder = found.place.partition(":")
-    if there != host:
+    there, _, path = found.place.partition(":")
+    if there != host or not (Path(path) / FILE).exists():
         return False
-    before = _read(Path(folder) / FILE)
+    if (Path(path) / FILE).samefile(folder / FILE):  # another way to the same directory
+        return False
+    before = _read(Path(path) / FILE)
     return before is not None and before.id == found.id

@@ -73,7 +73,10 @@ class ProcessRuntime:
         pairs, self._problems = seen.pairs, seen.problems
         for name, words in seen.told:
             self._told(name, words)
-        self._deaths.watch({r.runtime_id: (r.name, r.process) for r, alive in pairs if alive})
+        try:
+            self._deaths.watch({r.runtime_id: (r.name, r.process) for r, alive in pairs if alive})
+        except OSError as e:  # no descriptors: a death is then seen by the next list alone
+            raise RuntimeTrouble(f"cannot watch the processes: {e.strerror}; chatglm-hactl doctor") from e
         self._started_at = {
             r.runtime_id: self._started_at.get(r.runtime_id) or process_records.started_at(r.process) for r, _ in pairs
         }

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from hasupervisor.config.values import PLACEHOLDERS
 from hasupervisor.runtimes import keeper
-from hasupervisor.runtimes.base import Launch, LaunchFailed
+from hasupervisor.runtimes.base import Launch, LaunchFailed, RuntimeTrouble
 
 LAUNCH_DEADLINE = 15.0  # a keeper answers in 0.1 s; the rest is for a machine that is busy loading models
 
@@ -57,10 +57,16 @@ def filled_in(word: str, launch: Launch) -> str:
 
 
 async def ask_keeper(name: str, spec: Mapping[str, object]) -> dict[str, object]:
-    """Starts a keeper and returns its answer, {"pid", "start"} or {"error"}. Raises LaunchFailed when there is none."""
+    """Starts a keeper and returns its answer, {"pid", "start"} or {"error"}. Raises LaunchFailed when there is none.
+
+    RuntimeTrouble when the host cannot start one now: no failure of the instance.
+    """
     env = {"PATH": os.environ.get("PATH", os.defpath)}
     command = [sys.executable, "-I", "-S", keeper.__file__, name, str(spec["run_file"])]
-    starter = await asyncio.create_subprocess_exec(*command, stdin=-1, stdout=-1, stderr=-1, env=env)
+    try:
+        starter = await asyncio.create_subprocess_exec(*command, stdin=-1, stdout=-1, stderr=-1, env=env)
+    except OSError as error:  # no descriptor, no memory, or an interpreter that is being upgraded
+        raise RuntimeTrouble(f"cannot start a keeper: {error.strerror}: {sys.executable}; df -h, free -m") from error
     try:
         async with asyncio.timeout(LAUNCH_DEADLINE):
             said, complaint = await starter.communicate(json.dumps(spec).encode())
