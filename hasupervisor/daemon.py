@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
@@ -74,24 +75,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     notifier = Notifier.from_environment(os.environ)
     keeping = Keeping.from_environment(os.environ, notifier)
     try:
-        lock = lock_folder(settings.state.dir, PROGRAM)
-        try:
+        with ExitStack() as held:
+            held.callback(lock_folder(settings.state.dir, PROGRAM).release)
             owner = assembly.ownership(settings)
             if options.adopt:
                 return _adopt(settings, owner)
             if owner is not None:
                 owner.hold()
+                held.callback(owner.release)
             kept = partial(keeping.take, "control")
             control = take_socket(settings.control.socket, settings.control.group, PROGRAM, kept)
-            try:
-                keeping.give("control", control.path, control.socket)
-                belongings = partial(House, files=files, owner=owner, supervised=supervised)
-                house = partial(belongings, settings, source, notifier, keeping, control.socket)
-                asyncio.run(_run(settings, source, notifier, house, stop_all=options.on_exit == "stop"))
-            finally:
-                control.release(stays=keeping.lasts)
-        finally:
-            lock.release()
+            held.callback(control.release, stays=keeping.lasts)
+            keeping.give("control", control.path, control.socket)
+            belongings = partial(House, files=files, owner=owner, supervised=supervised)
+            house = partial(belongings, settings, source, notifier, keeping, control.socket)
+            asyncio.run(_run(settings, source, notifier, house, stop_all=options.on_exit == "stop"))
     except (Held, CannotTake, TooNew, PartEnded, Refused, Alive) as error:
         print(f"chatglm-had: {error}", file=sys.stderr)
         return EXIT_FAILED

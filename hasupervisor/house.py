@@ -25,9 +25,10 @@ from hasupervisor.decide.autoscale.facts import Lesson, Sample
 from hasupervisor.descriptors import OpenFiles
 from hasupervisor.desk import Behind, OperatorDesk
 from hasupervisor.drill.drills import Books, Drills
+from hasupervisor.gateway_story import GatewayStory
 from hasupervisor.loop import Loop, Parts, Remembered
 from hasupervisor.memory import MemoryTrouble, Scribe
-from hasupervisor.model import Address, GatewayView, Note, Outcome, Plan, State, Wants
+from hasupervisor.model import GatewayView, Note, Outcome, Plan, State, Wants
 from hasupervisor.observe.connections import InFlight
 from hasupervisor.observe.cpu import CpuUse
 from hasupervisor.observe.gpu_watch import GpuWatch
@@ -100,13 +101,12 @@ class House:
         self._started_wall = time.time()
         self._is_ready = False
         self._has_served = False
-        self._is_nginx_missed = False
         self._asides = Asides()
         self._runtime = self._new_runtime()
         self._scribe = Scribe(settings.state.dir / "state.db")
         self._gateway = Gateway(assembly.nginx_settings(settings, files), self._gateway_changed, self._requests_wait)
         self._gateway_before = GatewayView()
-        self._routed: dict[Address, str] = {}  # who gets requests, as far as the history tells
+        self._story = GatewayStory(self._note)
         self._traffic = Traffic(_log_socket(settings, keeping), InFlight(), on_errors=self._wake)
         self._instances = InstanceSense(self._runtime, self._instances_changed)
         self._gpus = GpuWatch(self._wake, assembly.kernel_log(os.environ)) if settings.gpu.mode != "off" else None
@@ -210,7 +210,7 @@ class House:
         )
         self._loop = Loop(self._loop_parts(), assembly.policy(self._settings), remembered)
         self._autoscaler = await self._remembering(self._loop, known.lessons)
-        self._routed = dict.fromkeys(_proven(self._gateway.view()), "")
+        self._story.begin(self._gateway.view())
         self._instances.start()
         if self._gpus is not None:
             self._gpus.start()
@@ -343,9 +343,7 @@ class House:
     def _instances_changed(self) -> None:
         facts = self._instances.view().facts
         self._traffic.follow(facts)
-        for fact in facts:
-            if self._routed.get(fact.address) == "":  # routed by an earlier daemon, which knew its name
-                self._routed[fact.address] = fact.name
+        self._story.met(facts)
         if self._loop is not None:
             self._loop.strangers(self._instances.strangers())
             self._loop.wake()
@@ -358,20 +356,9 @@ class House:
                 self._metrics.reloaded(ok=True)
             elif before.ok and not now.ok:
                 self._metrics.reloaded(ok=False)
-        self._note_master(before, now)
-        self._note_routing(now)
+        if self._loop is not None:
+            self._story.tell(before, now, self._instances.view().facts)
         self._wake()
-
-    def _note_master(self, before: GatewayView, now: GatewayView) -> None:
-        """Writes down that nginx has gone, and that it is proven to answer again: often both are known at once."""
-        if now.lost_masters > before.lost_masters and now.live_generation is None:
-            self._note(Note("nginx", "gateway", "nginx has gone"))
-            self._is_nginx_missed = True
-        elif now.lost_masters > before.lost_masters:
-            self._note(Note("nginx", "gateway", f"nginx had gone and answers again: generation {now.live_generation}"))
-        elif self._is_nginx_missed and now.live_generation is not None:
-            self._note(Note("nginx", "gateway", f"nginx answers again: generation {now.live_generation}"))
-            self._is_nginx_missed = False
 
     def _note(self, note: Note) -> None:
         if self._loop is not None:
@@ -380,21 +367,6 @@ class House:
     def _note_record(self, name: str, words: str) -> None:
         """Something was done about an instance's files."""
         self._note(Note(name, "record", words))
-
-    def _note_routing(self, view: GatewayView) -> None:
-        """Writes down who gets requests from now on, and who does not any more: proven, not wanted."""
-        if self._loop is None:
-            return
-        what = f"generation {view.live_generation}" if view.live_generation is not None else "nginx does not run"
-        for address in sorted(self._routed.keys() - view.live):
-            name = self._routed.pop(address) or str(address)
-            self._loop.record_note(Note(name, "routing", f"out of the gateway: {what}"))
-        names = {fact.address: fact.name for fact in self._instances.view().facts}
-        for address in sorted(_proven(view)):
-            name = names.get(address) or self._routed.get(address) or str(address)
-            if address not in self._routed:
-                self._loop.record_note(Note(name, "routing", f"in the gateway: {what}"))
-            self._routed[address] = name
 
     def _requests_wait(self) -> None:
         self._probes.hurry()
@@ -472,10 +444,6 @@ def _log_socket(settings: Config, keeping: Keeping) -> socket.socket | None:
     except OSError as error:
         log.error(f"nginx's access log cannot be read, so there are no traffic numbers: {error}")
         return None
-
-
-def _proven(view: GatewayView) -> frozenset[Address]:
-    return view.live - view.joining
 
 
 def _shown(settings: Config, key: str) -> str:
