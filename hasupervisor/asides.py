@@ -27,6 +27,11 @@ class Asides:
         """What goes wrong in them now, for `status`."""
         return [Problem(part, words, "chatglm-hactl doctor") for part, words in self._failing.items()]
 
+    def missing(self, part: str, words: str) -> None:
+        """A part that could not begin; `words` name the next command."""
+        self._failing[part] = words
+        log.error(words)
+
     def run(self, part: str, step: Callable[[], None]) -> None:
         """Runs one step of a part, which is tried again after the next cycle."""
         try:

@@ -298,7 +298,7 @@ class House:
             try:
                 pages = http.bind(listen)
             except http.CannotListen as error:  # the pages are for looking; they are not worth the service
-                log.error(str(error))
+                self._asides.missing("pages", f"{error}; then: systemctl restart chatglm-ha")
             else:
                 application = http.public_pages(desk, self._metrics, listen)
                 running["pages"] = self._asides.keep(

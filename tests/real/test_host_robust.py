@@ -153,3 +153,14 @@ def test_a_key_in_a_command_is_shown_neither_in_status_nor_by_a_reload(host: Dae
     for words in (told.out, shown.out, json.dumps(host.status()), json.dumps(host.history()), host.log()):
         assert key not in words
         assert "--api-key" in words
+
+
+def test_pages_that_cannot_be_shown_are_a_problem_of_their_own_and_instances_serve(
+    standin_server: Path, port_range: Callable[[int], range]
+) -> None:
+    with daemon(port_range(20), PATIENT, as_processes(standin_server)) as host, stranger_on(host.ports[2]):
+        host.start()
+        status = host.wait_for(lambda s: s["serving"] == 2 and s, "serves")
+        (problem,) = (p for p in status["problems"] if p["subject"] == "pages")
+        assert f"http.listen: cannot listen on 127.0.0.1:{host.ports[2]}" in problem["sentence"]
+        assert status["health"] == "yellow"
