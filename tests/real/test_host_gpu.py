@@ -145,21 +145,25 @@ def test_a_daemon_that_was_killed_reads_the_cards_of_its_instances_back(make: Ma
         assert len(set(host.places().values())) == 4
 
 
+def is_connected(command: subprocess.Popen[str]) -> bool:
+    """Whether it speaks with the daemon, or has heard what it asked for already."""
+    return command.poll() is not None or bool(psutil.Process(command.pid).net_connections("unix"))
+
+
 def test_a_command_right_after_the_start_waits_for_the_first_look_at_the_cards_and_is_decided_then(make: Make) -> None:
     with make(cards=4, instances=3) as host:
         host.start()
         host.daemon.wait_until_green(3)
         host.daemon.stop()
-        for card in host.nvml.cards:  # the driver takes a moment to answer
-            card.hanging.add(EVERY)
+        host.nvml.hanging.add(EVERY)  # the driver takes a moment to answer
         host.nvml.tell()
         host.start()
-        commands = ["scale", "4"], ["restart", "chatglm-01"], ["scale", "3", "--dry-run"]
+        commands = ["scale", "4"], ["restart", "chatglm-01"], ["scale", "4", "--dry-run"]
         asked = [host.daemon.begin(*words) for words in commands]
-        host.daemon.wait_for(lambda s: s["settled"], "the instances are seen")
+        host.daemon.wait_for(lambda s: s["settled"] and all(map(is_connected, asked)), "they have asked")
+        assert host.daemon.status()["gpu_driver"]["state"] == "unknown"
         assert [command.poll() for command in asked] == [None] * 3
-        for card in host.nvml.cards:
-            card.hanging.clear()
+        host.nvml.hanging.clear()
         host.nvml.tell()
         said = [command.communicate(timeout=COMMAND_S) for command in asked]
         assert [command.returncode for command in asked] == [0] * 3, said
