@@ -59,6 +59,7 @@ class ProcessRuntime:
         self._lanes = Lanes()
         self._deaths = Deaths()
         self._problems: tuple[Problem, ...] = ()
+        self._lived: frozenset[str] | None = None  # names of those that lived at the last look; None: none yet
         self._old_binds: dict[str, str] = {}  # by runtime_id, of records that a release before has written
         self._started_at: dict[str, float | None] = {}  # by runtime_id, so that a fact does not change by microseconds
 
@@ -117,8 +118,16 @@ class ProcessRuntime:
 
     def _look(self) -> _Looked:
         """Every record with whether its process is alive. It blocks."""
-        deadline = time.monotonic() + KEEPER_DEADLINE
         seen = _Looked()
+        names = {path.stem for path in self._settings.run_dir.glob("*.json")}
+        if self._lived is None or self._lived - names:  # the first look, or one that lived has no record any more
+            seen.told += tuple(process_salvage.recover(self._settings.run_dir, self._settings.log_dir))
+        self._look_at_records(seen)
+        self._lived = frozenset(record.name for record, alive in seen.pairs if alive)
+        return seen
+
+    def _look_at_records(self, seen: _Looked) -> None:
+        deadline = time.monotonic() + KEEPER_DEADLINE
         for path in sorted(self._settings.run_dir.glob("*.json")):
             found = self._read(path, seen)
             if found is None:
@@ -130,7 +139,6 @@ class ProcessRuntime:
                 # Its keeper was killed. It costs the instance its exit code; its log is looked after from here.
                 keeper.rotate(str(self._log_of(record)), LOG_MAX_BYTES, LOG_FILES)
             seen.pairs += ((record, alive),)
-        return seen
 
     def _written_down(self, record: Record, deadline: float) -> Record | None:
         """The record of an ended process once its keeper, if it lives, has written the end down. It blocks, briefly."""

@@ -67,6 +67,26 @@ def salvage(path: Path, log_file: Path, why: str) -> Salvage:
     return Salvage(problem=Problem(name, words, f"ps -o pid,ppid,user,args -p {pids}; end what is its own, rm {path}"))
 
 
+def recover(run_dir: Path, log_dir: Path) -> list[tuple[str, str]]:
+    """Writes the records anew that are gone while their instances live, and says of which name what was done.
+
+    A state directory that was lost is its memory, not the service: each keeper knows where its record was. It blocks.
+    Raises OSError.
+    """
+    told = []
+    keepers = {pid: Path(words[1]) for pid in _pids() if len(words := keeper_words(pid)) == 2}
+    lost = {pid: path for pid, path in keepers.items() if path.parent == run_dir and not path.exists()}
+    for pid in _pids() if lost else ():
+        fields = keeper.stat_fields(pid)
+        path = lost.get(int(fields[1])) if fields is not None and fields[0] not in GONE_STATES else None
+        record = _from_process(path, pid, log_dir / f"{path.stem}.log") if path is not None else None
+        if path is not None and record is not None:
+            run_dir.mkdir(parents=True, exist_ok=True)
+            keeper.write_record(str(path), record)
+            told.append((path.stem, f"its record {path} was gone; it was written anew from its process, pid {pid}"))
+    return told
+
+
 def misnamed(path: Path, name: str) -> Problem:
     """A file whose record names another instance: somebody's copy."""
     return Problem("records", f"{path} is a copy of the record of {name}, and is left alone", f"mv {path} /tmp/")
@@ -77,7 +97,7 @@ def _look_for(path: Path, log_file: Path) -> _Found:
     leaders: dict[int, int] = {}  # of sessions: their parents
     ours: set[int] = set()
     maybe: set[int] = set()
-    for pid in (int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()):
+    for pid in _pids():
         fields = keeper.stat_fields(pid)
         if fields is None or fields[0] in GONE_STATES:
             continue
@@ -118,6 +138,10 @@ def _from_process(path: Path, pid: int, log_file: Path) -> dict[str, Any] | None
     record["started_wall"] = time.time() - (time.monotonic() - started) if started is not None else 0.0
     record["keeper"] = {"pid": keeps, "start": keeper.start_ticks(keeps) if keeps else None}
     return record
+
+
+def _pids() -> list[int]:
+    return [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
 
 
 def keeper_words(pid: int) -> list[str]:

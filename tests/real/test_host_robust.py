@@ -64,6 +64,16 @@ def test_a_damaged_record_costs_neither_its_own_instance_nor_the_healing_of_the_
     assert f"written anew from its process, pid {spared['pid']}" in told[-1]
 
 
+def test_a_daemon_whose_state_is_lost_takes_over_the_processes_that_run(host: Daemon) -> None:
+    before = {i["name"]: i["runtime_id"] for i in host.status()["instances"]}
+    host.stop()
+    shutil.rmtree(host.folder / "state")
+    host.start()
+    after = host.wait_until_green()
+    assert {i["name"]: i["runtime_id"] for i in after["instances"]} == before
+    assert [i["restarts"] for i in after["instances"]] == [0, 0]
+
+
 def test_a_file_that_is_no_record_is_a_problem_of_its_own_in_status(host: Daemon) -> None:
     stray = host.folder / "state" / "run" / "notes.json"
     host.kill()

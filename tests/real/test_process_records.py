@@ -172,6 +172,34 @@ async def test_a_keeper_writes_a_damaged_record_anew_when_its_instance_ends(hous
     assert (gone.runtime_id, gone.exit_code) == (fact.runtime_id, -signal.SIGKILL)
 
 
+# --- lost -------------------------------------------------------------------------------------------------------------
+
+
+async def test_a_record_that_is_gone_while_its_process_lives_is_written_anew(house: House, port: int) -> None:
+    told: list[tuple[str, str]] = []
+    runtime = telling(house, told)
+    fact = await serving(runtime, "chatglm-01", port, "GPU-aaaa")
+    await runtime.list()
+    (house.run_dir / "chatglm-01.json").unlink()
+    assert await runtime.list() == [fact]
+    assert told[0][1].endswith(f"was gone; it was written anew from its process, pid {fact.pid}")
+    await runtime.stop("chatglm-01", fact.runtime_id, 10.0)
+    assert await runtime.list() == []
+    assert len(told) == 1
+
+
+async def test_all_are_adopted_though_the_whole_folder_was_lost_and_their_ends_are_written_down(
+    house: House, port_range: Callable[[int], range]
+) -> None:
+    before = house.adapter()
+    facts = [await serving(before, f"chatglm-0{n}", port) for n, port in enumerate(port_range(2), start=1)]
+    shutil.rmtree(house.run_dir)
+    after = house.adapter()
+    assert timeless(await after.list()) == timeless(facts)
+    os.kill(facts[0].pid or 0, signal.SIGKILL)
+    assert (await eventually(lambda: ended(after))).exit_code == -signal.SIGKILL
+
+
 # --- foreign ----------------------------------------------------------------------------------------------------------
 
 
