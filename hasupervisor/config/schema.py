@@ -261,7 +261,7 @@ class Nginx(_Section):
     hold: Annotated[float, Field(ge=0, le=86_400)] = key(
         10.0, "while nobody serves, requests wait this long for one that does, then 503; 0: off"
     )
-    hold_max: Count = key(1000, "requests held at once")
+    hold_max: Count = key(1000, "requests held at once; no more than the files that the daemon may open, less 320")
     paths: GatewayPaths = key(
         (),
         'more than POST /, /v1/* and GET /health that clients may ask instances for: "/tokenize", or "/files/*" for '

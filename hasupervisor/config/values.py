@@ -78,16 +78,54 @@ MASK = "***"
 _SECRET_ENDINGS = ("KEY", "KEYS", "TOKEN", "SECRET", "SECRETS", "PASSWORD", "PASSWORDS", "PASSWD", "CREDENTIALS")
 
 
+_OPTION = re.compile(r"--?[A-Za-z][A-Za-z0-9_-]*")
+_ASSIGNMENT = re.compile(
+    r"(?P<name>(?<![A-Za-z0-9_-])-{0,2}[A-Za-z_][A-Za-z0-9_-]*)(?P<sep>=| (?=[^-\s]))"
+    r"(?:\"[^\"]*\"|'[^']*'|[^\s;&|]+)"
+)
+_USERINFO = re.compile(r"(://)[^/@\s]+@")
+_BEARER = re.compile(r"(\bBearer\s+)\S+", re.IGNORECASE)
+_KEYS = re.compile(r"\b(?:sk-[A-Za-z0-9_-]{8,}|hf_[A-Za-z0-9]{8,})")
+
+
 def looks_secret(variable: str) -> bool:
     """API_KEY and HF_TOKEN do; API_KEY_FILE (a path) and MAX_TOKENS (a number) do not."""
     words = variable.upper().split("_")
     return words[-1] not in ("FILE", "PATH", "DIR") and any(word.endswith(_SECRET_ENDINGS) for word in words)
 
 
+def masked_words(words: Sequence[str]) -> list[str]:
+    """The words of a command for people. What is masked, by the names that `looks_secret` knows:
+
+    the value of such an option ("--api-key X", "--api-key=X") or assignment ("HF_TOKEN=X", in a shell's words too),
+    what stands between // and @ in a URL, and what follows "Bearer" or begins as well-known keys do (sk-..., hf_...).
+    """
+    shown_words: list[str] = []
+    is_next = False
+    for word in words:
+        shown_words.append(MASK if is_next and not word.startswith("-") else _masked(word))
+        is_next = bool(_OPTION.fullmatch(word)) and looks_secret(word.lstrip("-").replace("-", "_"))
+    return shown_words
+
+
+def _masked(word: str) -> str:
+    def assignment(found: re.Match[str]) -> str:
+        if found["sep"] == " " and not found["name"].startswith("-"):
+            return found[0]  # two words of a sentence
+        name = found["name"].lstrip("-").replace("-", "_")
+        return f"{found['name']}{found['sep']}{MASK}" if looks_secret(name) else found[0]
+
+    word = _ASSIGNMENT.sub(assignment, word)
+    word = _USERINFO.sub(rf"\g<1>{MASK}@", word)
+    return _KEYS.sub(MASK, _BEARER.sub(rf"\g<1>{MASK}", word))
+
+
 def shown(key: str, value: object) -> object:
-    """A key's value for people: in an environment, what looks like a secret is masked."""
+    """A key's value for people: in an environment and in a command, what looks like a secret is masked."""
     if key == "env" and isinstance(value, Mapping):
         return {name: MASK if looks_secret(name) and entry else entry for name, entry in value.items()}
+    if key == "command" and isinstance(value, Sequence) and not isinstance(value, str):
+        return masked_words([str(word) for word in value])
     return plain(value)
 
 

@@ -10,8 +10,8 @@ from collections.abc import Callable
 
 import structlog
 
-from hasupervisor.act.nginx.roomsocket import BACKLOG
 from hasupervisor.act.nginx.waiting import RETRY_AFTER, Asked, Told, Verdict, WaitingRoom
+from hasupervisor.descriptors import SURPLUS, Door, streams
 
 log = structlog.get_logger(__name__)
 
@@ -39,26 +39,30 @@ class Room:
     def __init__(self, serving: Callable[[], int], waiting: WaitingRoom) -> None:
         self._serving = serving
         self._waiting = waiting
-        self._server: asyncio.Server | None = None
+        self._door: Door | None = None
         self._answers: set[asyncio.Task[None]] = set()
 
     @property
     def open(self) -> bool:
-        return self._server is not None
+        return self._door is not None
 
     async def start(self, listener: socket.socket) -> None:
         """Begins to answer on a socket that listens already; it is closed with this. Raises OSError."""
-        # Not start_unix_server: that one may take the name away when it closes, which is to stay.
-        self._server = await asyncio.start_server(self._connected, sock=listener, backlog=BACKLOG)
+        # Not a server of asyncio's: that one may take the socket's name away when it closes, which is to stay.
+        self._door = Door(listener, streams(self._connected), self._has_room)
 
     async def close(self) -> None:
         """Stops listening. Whoever waits is let go of: nginx tells those clients that nobody serves."""
-        if self._server is not None:
-            self._server.close()  # who asks from here on is refused, or waits where the socket is held
-            self._server = None
+        if self._door is not None:
+            self._door.close()  # who asks from here on is refused, or waits where the socket is held
+            self._door = None
         for answer in self._answers:
             answer.cancel()
         await asyncio.gather(*self._answers, return_exceptions=True)
+
+    def _has_room(self) -> bool:
+        """Whether one more connection leaves the descriptors that the rest of the daemon needs."""
+        return len(self._answers) < self._waiting.hold_max + SURPLUS
 
     def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.get_running_loop().create_task(self._answer(reader, writer), name="room")
@@ -67,6 +71,8 @@ class Room:
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._answers.discard(task)
+        if self._door is not None:
+            self._door.freed()
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error("BUG: the room could not answer nginx", exc_info=error)
 

@@ -110,6 +110,11 @@ class WaitingRoom:
         self._timer: asyncio.TimerHandle | None = None
 
     @property
+    def hold_max(self) -> int:
+        """How many requests may wait at once."""
+        return self._hold_max
+
+    @property
     def waiting(self) -> int:
         """How many requests wait now."""
         return len(self._waiting)
