@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from hasupervisor.act.nginx import gateway
+from hasupervisor.act.nginx import lookout
 from hasupervisor.act.nginx.settings import NginxSettings
 from tests.real.gatewaying import Instance, ask, running, table
 from tests.real.waiting import eventually
@@ -32,6 +32,6 @@ async def test_workers_that_finish_their_streams_are_counted_until_they_end(tmp_
         assert view.old_workers == 1, "the worker that has the stream goes on"
         stays.release.set()
         assert (await stream).whole
-        await watched.until(lambda view: view.old_workers == 0, within=2 * gateway.ASK_EVERY_S)
+        await watched.until(lambda view: view.old_workers == 0, within=2 * lookout.ASK_EVERY_S)
     for instance in (stays, comes):
         await instance.stop()
