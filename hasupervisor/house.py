@@ -29,6 +29,7 @@ from hasupervisor.model import Address, GatewayView, Note, Outcome, Plan, State,
 from hasupervisor.observe.connections import InFlight
 from hasupervisor.observe.cpu import CpuUse
 from hasupervisor.observe.gpu_watch import GpuWatch
+from hasupervisor.observe.identity import is_main_process
 from hasupervisor.observe.instances import InstanceSense
 from hasupervisor.observe.logsocket import open_log_socket, queue_warning
 from hasupervisor.observe.machine import Machine
@@ -98,7 +99,9 @@ class House:
         self._gateway = Gateway(assembly.nginx_settings(settings), self._gateway_changed, self._requests_wait)
         self._gateway_before = GatewayView()
         self._routed: dict[Address, str] = {}  # who gets requests, as far as the history tells
-        self._traffic = Traffic(_log_socket(settings, keeping), InFlight(), on_errors=self._wake)
+        has_gateway = settings.nginx.mode != "off"
+        sock = _log_socket(settings, keeping)
+        self._traffic = Traffic(sock, InFlight(), on_errors=self._wake, gateway=has_gateway)
         self._instances = InstanceSense(self._runtime, self._instances_changed)
         self._gpus = GpuWatch(self._wake, assembly.kernel_log(os.environ)) if settings.gpu.mode != "off" else None
         self._probes = Probes(assembly.probe_settings(settings), self._wake, idle=self._idle)
@@ -195,9 +198,8 @@ class House:
     async def _remembering(self, loop: Loop, lessons: Sequence[Lesson]) -> Autoscaler:
         """The autoscaler, with what was sampled and learned before the daemon was started."""
         rules = assembly.scaling_rules(self._settings)
-        has_log = self._settings.nginx.mode != "off"
         senses = Senses(
-            requests=self._traffic.tally if has_log else None,
+            requests=self._traffic.tally if self._traffic.hears else None,
             machine=Machine().look,
             taken_ports=partial(taken_ports, bind=self._settings.service.bind),
             keeper=self._scribe,
@@ -230,7 +232,7 @@ class House:
             clock=time.monotonic,
             wall=time.time,
             random=random.Random(),
-            idle_since=CpuUse().look,
+            idle_since=CpuUse(is_its=self._is_process_of).look,
             gpus=self._gpus.look if self._gpus is not None else None,
         )
 
@@ -361,6 +363,10 @@ class House:
     def _step_ended(self, outcome: Outcome) -> None:
         if self._loop is not None:
             self._loop.took(outcome)
+
+    def _is_process_of(self, name: str, pid: int) -> bool:
+        fact = next((fact for fact in self._instances.view().facts if fact.name == name), None)
+        return fact is not None and is_main_process(pid, fact.runtime_id, fact.started_at)
 
     def _idle(self, name: str) -> bool | None:
         fact = next((fact for fact in self._instances.view().facts if fact.name == name), None)

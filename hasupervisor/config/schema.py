@@ -217,6 +217,9 @@ class Autoscale(_Section):
     up_response_time_ms: MaybeZero = key(5000, "milliseconds")
     up_gpu_utilization: Percent = key(85, "percent")
     up_connections: MaybeZero = key(50, "requests in flight in one instance, their mean")
+    up_turned_away: Percent = key(
+        10, "percent of the requests for an answer that got none: the user left before, or all instances were full"
+    )
     down_samples: Count = key(12, "one less when, over so many samples, all means are below their limits:")
     down_response_time_ms: MaybeZero = key(2000, "milliseconds")
     down_gpu_utilization: Percent = key(40, "percent")

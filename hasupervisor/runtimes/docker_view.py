@@ -102,6 +102,7 @@ def fact(entry: Entry, known: Details | None, direct: bool) -> Fact:
         oom_killed=known.oom_killed if known else False,
         image=(known.image if known else "") or str(entry.get("Image", "")),
         gpus=tuple(gpus.split(",")) if gpus else (),
+        inside_port=int(found[labels.INSTANCE_PORT]),
     )
 
 

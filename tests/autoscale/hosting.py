@@ -52,6 +52,7 @@ class Requests:
     ended: int = 0
     answered: int = 0
     latency_s: float = 0.0
+    turned_away: int = 0
 
 
 @dataclass

@@ -31,6 +31,7 @@ def test_an_empty_file_is_the_defaults_that_are_promised_to_users(file: Path) ->
     described = load(file, {}).describe()
     assert described["docker"].pop("reach") == "auto"  # this key and the next are beyond the promise
     assert described["autoscale"].pop("slots") == 0
+    assert described["autoscale"].pop("up_turned_away") == 10
     assert described == promised
 
 
