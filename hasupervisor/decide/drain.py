@@ -28,17 +28,18 @@ _GOOD = (VerdictKind.SERVING, VerdictKind.BUSY)
 
 
 def work_in(seen: Seen, leaving: Leaving, gate: Gate) -> int | None:
-    """Requests in flight; None: nobody knows, it may be busy.
+    """Requests in flight; None: nobody knows, it may be busy. What was counted before nginx had let go of it is old.
 
     Where connections cannot be seen its own count is believed, if it was asked for after nginx had let go of it.
     """
-    traffic, probe = seen.traffic, seen.probe
-    if traffic.in_flight_known:
+    traffic, probe, let_go = seen.traffic, seen.probe, leaving.unrouted_since
+    counted_before = traffic.in_flight_at is not None and let_go is not None and traffic.in_flight_at < let_go
+    if traffic.in_flight_known and not counted_before:
         return traffic.in_flight
-    if probe is None or probe.asked_at is None or leaving.unrouted_since is None:
+    if probe is None or probe.asked_at is None or let_go is None:
         return None
     told = own_count(probe, gate.policy, gate.now)
-    return int(told) if told is not None and probe.asked_at > leaving.unrouted_since else None
+    return int(told) if told is not None and probe.asked_at > let_go else None
 
 
 def wait(leaving: Leaving, gate: Gate, *, quiet: bool) -> Leaving:

@@ -127,11 +127,11 @@ def judge(seen: Seen, policy: Policy, now: float) -> Verdict:
         case Phase.RUNNING:
             pass
     if probe is None or probe.runtime_id != fact.runtime_id:
-        return _not_asked(seen.record, fact, policy, now)
+        return _not_asked(seen.record, fact, None, policy, now)
     case = _Case(seen.record, fact, probe, seen.traffic, policy, now)
     told_at = probe.ended_at if probe.ended_at is not None else probe.answered_at
     if told_at is not None and now - told_at > stale_after(policy):
-        words = f"cannot be asked: what is known of it is {now - told_at:.0f} s old"
+        words = f"cannot be asked{_why(probe)}: what is known of it is {now - told_at:.0f} s old"
         return Verdict(VerdictKind.UNKNOWN, words, since=told_at)
     if not probe.failures:
         return _answered(case)
@@ -152,12 +152,19 @@ def is_late(probe: ProbeView, policy: Policy, now: float) -> bool:
     return probe.answered_at is not None and now - probe.answered_at > policy.interval + LATE
 
 
-def _not_asked(record: Record, fact: Fact, policy: Policy, now: float) -> Verdict:
+def _not_asked(record: Record, fact: Fact, probe: ProbeView | None, policy: Policy, now: float) -> Verdict:
     """Nobody has asked it: a moment ago it was not there, or questions cannot be put."""
-    met = record.met_at if record.incarnation == fact.runtime_id else None
-    if met is None or now - met <= stale_after(policy):
+    since = record.met_at if record.incarnation == fact.runtime_id else None
+    if probe is not None and probe.unasked_since is not None:
+        since = probe.unasked_since
+    if since is None or now - since <= stale_after(policy):
         return Verdict(VerdictKind.UNKNOWN, "not asked yet")
-    return Verdict(VerdictKind.UNKNOWN, f"cannot be asked: nothing is known of it for {now - met:.0f} s", since=met)
+    words = f"cannot be asked{_why(probe)}: nothing is known of it for {now - since:.0f} s"
+    return Verdict(VerdictKind.UNKNOWN, words, since=since)
+
+
+def _why(probe: ProbeView | None) -> str:
+    return f" ({probe.unasked})" if probe is not None and probe.unasked else ""
 
 
 def how_it_ended(fact: Fact) -> str:
@@ -203,7 +210,7 @@ def _answered(case: _Case) -> Verdict:
     probe = case.probe
     match probe.said:
         case None:
-            return _not_asked(case.record, case.fact, case.policy, case.now)
+            return _not_asked(case.record, case.fact, probe, case.policy, case.now)
         case Said.LOADING:
             return _loading(case, "says that it is loading")
         case Said.UNHEALTHY:

@@ -18,9 +18,10 @@ def in_flight(probe: ProbeView | None, traffic: TrafficView, policy: Policy, now
 
 def own_count(probe: ProbeView | None, policy: Policy, now: float) -> float | None:
     """What it said itself in its last answer; None: it does not say, or that is too long ago."""
+    fresh = 2.0 * policy.interval + policy.timeout
     if probe is None or probe.progress is None:
         return None
     told_at = probe.answered_at if probe.progress_at is None else probe.progress_at
-    if told_at is None or now - told_at > 2.0 * policy.interval + policy.timeout:
+    if told_at is None or now - told_at > fresh:
         return None
     return float(probe.progress.in_flight + probe.progress.queued)

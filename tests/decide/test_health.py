@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from hasupervisor.decide.health import judge, stale_after
-from hasupervisor.model import Miss, Phase, Progress, Said, Seen, VerdictKind
+from hasupervisor.model import Miss, Phase, ProbeView, Progress, Said, Seen, VerdictKind
 from tests.decide.facts import (
     NOW,
     POLICY,
@@ -114,6 +114,14 @@ def test_a_verdict_from_an_old_answer_says_since_when() -> None:
     verdict = judge(probed(instance(), answered_at=NOW - 60.0), POLICY, NOW)
     assert verdict.since == NOW - 60.0
     assert verdict.sentence == "cannot be asked: what is known of it is 60 s old"
+
+
+def test_why_it_cannot_be_asked_is_said() -> None:
+    broken = replace(
+        instance(met_at=NOW - 900.0), probe=ProbeView("chatglm-01#1", unasked="EMFILE", unasked_since=NOW - 20.0)
+    )
+    verdict = judge(broken, POLICY, NOW)
+    assert verdict.sentence == "cannot be asked (EMFILE): nothing is known of it for 20 s"
 
 
 def test_an_answer_is_too_old_after_three_rounds_of_probes() -> None:

@@ -180,6 +180,13 @@ def test_its_own_count_of_nothing_is_believed_where_connections_cannot_be_seen()
     assert held.quiet_since is None
 
 
+def test_a_count_from_before_nginx_had_let_go_of_it_is_no_count() -> None:
+    for counted_at, quiet in ((NOW - 9.5, None), (NOW - 0.1, NOW)):
+        turn = advance(leaves(Cause.RESTART, 9.0, in_flight_at=counted_at), verdict(V.SERVING), gate())
+        assert turn.record.leaving is not None
+        assert turn.record.leaving.quiet_since == quiet
+
+
 def test_nothing_is_stopped_before_nginx_has_let_go_of_it() -> None:
     seen = instance(leaving=Leaving(Cause.RESTART, "why", NOW - 9.0), in_rotation=False)
     turn = advance(seen, verdict(V.SERVING), gate(unrouted=False))
