@@ -196,5 +196,4 @@ def error_body(problem: Problem) -> dict[str, Any]:
 
 def render(problem: Problem) -> Response:
     """A failure as an HTTP response."""
-    headers = {} if problem.retry_after is None else {"Retry-After": str(problem.retry_after)}
-    return JSONResponse(error_body(problem), status_code=problem.status, headers=headers)
+    return JSONResponse(error_body(problem), status_code=problem.status, headers=problem.headers())

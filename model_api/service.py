@@ -181,7 +181,7 @@ class Service:
 
     def ended_badly(self, why: Why, words: str) -> None:
         """A request failed; a client's own deadline says nothing about the server."""
-        if why in (Why.OUT_OF_MEMORY, Why.NOT_FINITE, Why.FAULT):
+        if why in (Why.OUT_OF_MEMORY, Why.FAULT):
             self.failures_in_a_row += 1
             self.last_failure = words
 
