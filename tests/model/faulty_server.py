@@ -20,6 +20,7 @@ from model_api.backends import native
 from model_api.backends.base import Prompt
 
 FAULTY_TOKENS = 40  # a prompt of at least so many tokens brings the fault
+SLOW_S = 1.5
 
 
 def poisoned(decoder: native.RowDecoder) -> None:
@@ -47,7 +48,12 @@ def broken(decoder: native.RowDecoder) -> None:
     FaultyDecoder.is_broken = True
 
 
-FAULTS = {each.__name__: each for each in (poisoned, out_of_memory, hung, query_of_death, broken)}
+def slow(decoder: native.RowDecoder) -> None:
+    """A long prompt on a small machine."""
+    time.sleep(SLOW_S)
+
+
+FAULTS = {each.__name__: each for each in (poisoned, out_of_memory, hung, query_of_death, broken, slow)}
 
 
 class FaultyDecoder(native.RowDecoder):

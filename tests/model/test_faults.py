@@ -2,37 +2,19 @@
 
 from __future__ import annotations
 
+import shutil
 import time
-from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
 import openai
 import pytest
+from transformers import AutoTokenizer
 
-from tests.model.running import ModelServer, wait_for
-
-LONG = "你好" * 60
-Faulty = Callable[..., ModelServer]
-
-
-@pytest.fixture
-def faulty(model_cache: Path, tmp_path: Path) -> Iterator[Faulty]:
-    servers: list[ModelServer] = []
-
-    def start(fault: str, *, may_complain: bool = False, **env: str) -> ModelServer:
-        command = (str(Path(__file__).with_name("faulty_server.py")), fault)
-        environment = {"MODEL_CACHE": str(model_cache), **env}
-        server = ModelServer(tmp_path / "log", environment, may_complain=may_complain, command=command)
-        servers.append(server)
-        server.wait_ready()
-        return server
-
-    yield start
-    for server in servers:
-        server.stop()
-        server.check_log()
+from model_api.embedded import ensure_embedded
+from tests.model.conftest import LONG, Faulty, StartServer
+from tests.model.running import wait_for
 
 
 def test_a_poisoned_device_ends_the_process_within_a_second_with_the_reason_as_its_last_line(faulty: Faulty) -> None:
@@ -87,6 +69,30 @@ def test_a_query_of_death_is_answered_once_and_no_stream_and_no_health_suffers(f
             assert told.value.response.headers["x-should-retry"] == "false"
         assert [other.result().json()["usage"]["completion_tokens"] for other in others] == [1500] * 5
     assert server.metric("model_api_requests_total") == 9
+    assert server.health()["status"] == "healthy"
+
+
+def test_text_that_gives_an_id_the_model_does_not_have_is_refused_by_every_endpoint_and_no_stream_suffers(
+    model_cache: Path, start_server: StartServer, tmp_path: Path
+) -> None:
+    directory = tmp_path / "model"
+    shutil.copytree(ensure_embedded(model_cache), directory, ignore=shutil.ignore_patterns("SHA256SUMS"))
+    tokenizer = AutoTokenizer.from_pretrained(directory)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|extra|>"]})  # and the embeddings do not grow
+    tokenizer.save_pretrained(directory)
+    server = start_server(MODEL_PATH=str(directory))
+    with ThreadPoolExecutor() as pool:
+        stream = pool.submit(server.chat, "讲个故事", ignore_eos=True, max_tokens=1500)
+        wait_for(lambda: server.progress()["in_flight"] == 1, "the stream to run")
+        for _ in range(3):
+            refused = [
+                server.chat("hello <|extra|>", max_tokens=3),
+                server.client.post(f"{server.url}/v1/completions", json={"prompt": "<|extra|>", "max_tokens": 3}),
+                server.ask("<|extra|>"),
+            ]
+            assert [response.status_code for response in refused] == [400, 400, 422]
+            assert all("token ids must be under" in response.text for response in refused)
+        assert stream.result().json()["usage"]["completion_tokens"] == 1500
     assert server.health()["status"] == "healthy"
 
 
