@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from starlette.requests import Request as HttpRequest
 
+from model_api.admission import Refusal, Refused
 from model_api.problems import Problem, Unanswerable
 
 T = TypeVar("T")
@@ -27,11 +29,11 @@ _OPENING, _CLOSING, _NUMBER = b"[{", b"]}", b"-+.0123456789eE"
 
 def most_items(context: int) -> int:
     """Marks and strings that a body may hold: ten for a message of three tokens, one for each id of a prompt."""
-    return max(context, min(4 * context, 150_000)) + 16_384
+    return max(context, min(4 * context, 100_000)) + 16_384
 
 
 class Bodies:
-    """The bodies that are being received, so that all of them together stay within a budget of bytes."""
+    """The bodies that are being received or read, so that all of them together stay within a budget of bytes each."""
 
     SECONDS = 30.0  # for a client to send one
 
@@ -39,6 +41,7 @@ class Bodies:
         self._budget = budget
         self._held: dict[asyncio.Timeout, int] = {}  # oldest first
         self._total = 0
+        self._reading = 0  # bytes
 
     async def read(self, request: HttpRequest, limit: int) -> bytes:
         """The body's bytes; raises Unanswerable, 413 beyond `limit` bytes, 408 when it is slow.
@@ -66,6 +69,17 @@ class Bodies:
         if size > limit:
             raise Unanswerable(Problem(413, f"the body is longer than {limit} bytes", "body_too_large"))
         return b"".join(chunks)
+
+    @contextmanager
+    def reading(self, body: bytes) -> Iterator[None]:
+        """Counts a body whose JSON is being read, or waits for a thread for that; raises Refused beyond the budget."""
+        if self._reading and self._reading + len(body) > self._budget:
+            raise Refused(Refusal("full", "the server has too many long requests to read at once", 1))
+        self._reading += len(body)
+        try:
+            yield
+        finally:
+            self._reading -= len(body)
 
     def _hold(self, timer: asyncio.Timeout, size: int) -> None:
         self._held[timer] += size

@@ -131,7 +131,8 @@ async def read_object(
     if service.is_made_sick:
         raise Unanswerable(Problem(500, "told by a drill to answer every prompt with an error", "drill"))
     service.check_open()
-    return await read_json(body, parse, most_items(service.context), invalid=invalid)
+    with service.bodies.reading(body):
+        return await read_json(body, parse, most_items(service.context), invalid=invalid)
 
 
 def tell_ignored(service: Service, request: HttpRequest, names: Sequence[str]) -> None:

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from model_api.admission import Refused
 from model_api.bodies import Bodies
-from tests.model.conftest import StartServer
 from tests.model.running import ModelServer, wait_for
 
 HARRIED = 0.1  # seconds that /health may take at the limit of connections
@@ -117,9 +117,8 @@ def health_takes(server: ModelServer) -> float:
     return time.monotonic() - began
 
 
-def test_the_soft_limit_of_open_files_is_raised_to_the_hard_one(start_server: StartServer) -> None:
-    server = start_server()
-    soft, hard = resource.prlimit(server.process.pid, resource.RLIMIT_NOFILE)
+def test_the_soft_limit_of_open_files_is_raised_to_the_hard_one(impatient: ModelServer) -> None:
+    soft, hard = resource.prlimit(impatient.process.pid, resource.RLIMIT_NOFILE)
     assert soft == hard or soft >= 1 << 20
 
 
@@ -177,6 +176,15 @@ def test_idle_connections_and_pipelined_requests_are_served_as_before(impatient:
         assert b"200 OK" in client.recv(65536)
 
 
+def test_what_is_no_http_or_asks_for_another_protocol_writes_nothing_into_the_log(impatient: ModelServer) -> None:
+    before = len(impatient.log)
+    upgrade = b"GET /health HTTP/1.1\r\nHost: x\r\nConnection: Upgrade, close\r\nUpgrade: websocket\r\n\r\n"
+    for sent_first in (b"\xff\x00 garbage\r\n\r\n", upgrade):
+        with connections(impatient, 20, sent_first) as held:
+            wait_for(lambda: all(map(ended, held)), "the connections to be closed")
+    assert len(impatient.log) == before
+
+
 # --- the bytes of bodies under way ----------------------------------------------------------------------------------
 
 
@@ -209,3 +217,14 @@ def test_beyond_the_budget_of_all_bodies_the_oldest_is_cut() -> None:
     first, *others = asyncio.run(scenario())
     assert "did not arrive" in str(first)
     assert others == [b"x" * 40 + b"."] * 2
+
+
+def test_beyond_the_budget_long_bodies_that_wait_to_be_read_are_refused() -> None:
+    bodies = Bodies(budget=100)
+    with bodies.reading(b"x" * 200):  # alone: let in
+        refused = bodies.reading(b"x")
+        with pytest.raises(Refused, match="too many long requests") as told:
+            refused.__enter__()
+    assert told.value.refusal.retry_after == 1
+    with bodies.reading(b"x" * 60), bodies.reading(b"x" * 40):
+        pass
