@@ -47,7 +47,22 @@ def first_positions(context: int, length: int) -> Tensor:
     return positions
 
 
-class FirstDecoder:
+class _TupleDecoder:
+    """What the decoders over PastRows share: the past is as large as its rows are, with nothing to choose."""
+
+    _rows: PastRows
+
+    def cells(self, rows: int, longest: int) -> int:
+        return rows * longest
+
+    def bound(self, tokens: int) -> None:
+        """Nothing: there is no room to grow that could be left out."""
+
+    def held(self) -> int:
+        return len(self._rows.pads) * self._rows.width
+
+
+class FirstDecoder(_TupleDecoder):
     """ChatGLM-6B: two-dimensional positions, the context seen in both directions."""
 
     def __init__(self, model: Any, device: torch.device) -> None:
@@ -116,7 +131,7 @@ class FirstDecoder:
 # --- ChatGLM2-6B and ChatGLM3-6B ----------------------------------------------------------------------------------
 
 
-class LaterDecoder:
+class LaterDecoder(_TupleDecoder):
     """ChatGLM2 and 3: causal, one position a token, a mask of what is padding."""
 
     def __init__(self, model: Any, device: torch.device) -> None:
@@ -217,7 +232,8 @@ def generation_of(directory: Path, config: dict[str, Any]) -> Generation:
         verb = "is" if len(missing) == 1 else "are"
         raise LoadError(f"{directory}: model_type chatglm needs its own code; {' and '.join(missing)} {verb} missing")
     if config.get("pre_seq_len"):
-        raise LoadError(f"{directory}: P-tuning checkpoints (pre_seq_len) are not supported; merge them first")
+        words = "P-tuning checkpoints (pre_seq_len) are not supported: a prefix is no weight, so it cannot be merged"
+        raise LoadError(f"{directory}: {words}; serve the model that was tuned, without its prefix")
     if "inner_hidden_size" in config or "position_encoding_2d" in config:
         found = FIRST
     else:
