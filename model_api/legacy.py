@@ -135,9 +135,8 @@ def _wrong(words: str, field: str) -> Unanswerable:
 
 def render(problem: Problem) -> Response:
     """A failure in the shape of this API: `error` in words, `status` as the HTTP status, `time`."""
-    headers = {} if problem.retry_after is None else {"Retry-After": str(problem.retry_after)}
     body = {"error": problem.words, "status": problem.status, "time": _now()}
-    return JSONResponse(body, status_code=problem.status, headers=headers)
+    return JSONResponse(body, status_code=problem.status, headers=problem.headers())
 
 
 def _now() -> str:

@@ -84,7 +84,6 @@ async def completions(service: Service, request: HttpRequest, send: Send) -> Non
     _check_model(service, ask.model)
     async with calling(service, request.receive) as call:
         ids = list(ask.prompt) if isinstance(ask.prompt, tuple) else await service.encode_text(ask.prompt)
-        _check_ids(service, ids)
         await _answer(service, request, send, call, ask, COMPLETION, ids)
 
 
@@ -179,15 +178,6 @@ def _check_model(service: Service, name: str | None) -> None:
         raise Unanswerable(Problem(404, words, "model_not_found", "model"))
 
 
-def _check_ids(service: Service, ids: list[int]) -> None:
-    """On a GPU an id outside the vocabulary would not be an error but the end of the process."""
-    if not ids:
-        raise Unanswerable(Problem(INVALID, "prompt: must not be empty", "invalid_value", "prompt"))
-    if max(ids) >= service.model.vocabulary:
-        words = f"prompt: token ids must be under {service.model.vocabulary}"
-        raise Unanswerable(Problem(INVALID, words, "invalid_value", "prompt"))
-
-
 def error_body(problem: Problem) -> dict[str, Any]:
     """A failure in OpenAI's shape."""
     kind = "server_error" if problem.status >= 500 else "invalid_request_error"
@@ -196,5 +186,4 @@ def error_body(problem: Problem) -> dict[str, Any]:
 
 def render(problem: Problem) -> Response:
     """A failure as an HTTP response."""
-    headers = {} if problem.retry_after is None else {"Retry-After": str(problem.retry_after)}
-    return JSONResponse(error_body(problem), status_code=problem.status, headers=headers)
+    return JSONResponse(error_body(problem), status_code=problem.status, headers=problem.headers())

@@ -16,12 +16,13 @@ from typing import TYPE_CHECKING, Any
 from model_api import exits
 from model_api.admission import Admission, Refusal, Refused
 from model_api.metrics import Metrics
-from model_api.request import Event, Failed, Finished, Request, Sampling, Why
+from model_api.request import Event, Failed, Finished, Request, Sampling
 from model_api.settings import Settings
+from model_api.watch import Progress, Trouble
 
 if TYPE_CHECKING:
     from model_api.backends.base import Defaults, LoadedModel
-    from model_api.engine import Engine, Progress
+    from model_api.engine import Engine
     from model_api.job import Job
     from model_api.memory import GpuWatch
 
@@ -31,7 +32,7 @@ WARM_UP = "你好"
 WARM_UP_TOKENS = 16
 MIN_BODY = 1 << 20  # bytes; larger contexts get more, see `body_limit`
 LONG_TEXT = 4096  # characters; encoding so many takes milliseconds, which /health should not wait for
-SICK_AFTER = 3  # requests in a row that failed by the server's own fault
+SICK_AFTER = 3  # steps in a row that failed by the server's own fault
 
 
 class Phase(StrEnum):
@@ -52,13 +53,11 @@ class Service:
         self.created = time.time()
         self.admission = Admission(settings.max_batch, settings.max_queue, settings.max_wait)
         self.metrics = Metrics()
-        self.failures_in_a_row = 0
-        self.last_failure = ""
         self._sick_until = -math.inf  # on the monotonic clock
         self._model: LoadedModel | None = None
         self._engine: Engine | None = None
         self._gpu: GpuWatch | None = None
-        self.context = 0  # tokens of prompt and answer; 0 until the model is there
+        self._context = 0  # tokens of prompt and answer; 0 until the model is there
 
     # --- the model --------------------------------------------------------------------------------------------------
 
@@ -77,15 +76,26 @@ class Service:
         return self._engine
 
     @property
+    def context(self) -> int:
+        """Tokens of prompt and answer that a request can have here; 0 until the model is there."""
+        return min(self._context, self._engine.longest) if self._engine else 0
+
+    @property
+    def trouble(self) -> Trouble:
+        """What the engine has failed at lately by its own fault."""
+        return self._engine.trouble if self._engine else Trouble()
+
+    @property
     def body_limit(self) -> int:
         """Bytes a request's body may have: a context full of characters in JSON's longest spelling, at least 1 MiB."""
-        return max(MIN_BODY, 16 * self.context)
+        return max(MIN_BODY, 16 * self._context)
 
     def load(self, loop: asyncio.AbstractEventLoop) -> None:
         """Loads the model, warms it up and starts the engine, in a thread of its own. Raises what is wrong with it."""
-        from model_api.engine import Engine, deliver_directly
+        from model_api.engine import Engine
         from model_api.loading import load_model
         from model_api.memory import GpuWatch, free_on_gpu, kv_budget
+        from model_api.outlet import deliver_directly
 
         model = load_model(self.settings)
 
@@ -100,6 +110,7 @@ class Service:
             watch=self.metrics,
             on_fatal=leave_now,
             outbox=outbox,
+            context=context,
         )
         engine.start()
         warm_up(model, engine)
@@ -107,16 +118,19 @@ class Service:
         loop.call_soon_threadsafe(self._serve, model, engine, context)
 
     def _serve(self, model: LoadedModel, engine: Engine, context: int) -> None:
-        self._model, self._engine, self.context = model, engine, context
+        self._model, self._engine, self._context = model, engine, context
         gauge, progress = self.metrics.gauge, engine.progress
         gauge("model_api_in_flight", "Requests being decoded", lambda: progress().in_flight)
         gauge("model_api_queued", "Requests waiting", lambda: progress().queued)
         gauge("model_api_step_running_seconds", "Age of the step under way", lambda: progress().step_running_s)
-        gauge("model_api_kv_tokens", "Tokens of past held, padding counted", engine.kv_used)
-        gauge("model_api_kv_tokens_budget", "Tokens of past that may be held", lambda: engine.kv_budget)
+        gauge("model_api_kv_tokens", "Tokens of past that memory is taken for", model.decoder.held)
+        gauge("model_api_kv_tokens_budget", "Tokens of past that may be held", lambda: engine.budget.tokens)
         if self.phase is Phase.LOADING:
             self.phase = Phase.SERVING
             log.info("serving %s after %.1f s", self.settings.model_name, time.monotonic() - self.started)
+            if self.context < context:
+                words = "memory holds %d tokens of past: requests may have so many, not the model's %d"
+                log.warning(words, self.context, context)
 
     # --- words ------------------------------------------------------------------------------------------------------
 
@@ -172,18 +186,6 @@ class Service:
     def make_sick(self, seconds: float) -> None:
         """Answers prompts with 500 for so long from now; 0 ends that."""
         self._sick_until = time.monotonic() + seconds
-
-    # --- how it goes ------------------------------------------------------------------------------------------------
-
-    def ended_well(self) -> None:
-        """A request was answered."""
-        self.failures_in_a_row = 0
-
-    def ended_badly(self, why: Why, words: str) -> None:
-        """A request failed; a client's own deadline says nothing about the server."""
-        if why in (Why.OUT_OF_MEMORY, Why.NOT_FINITE, Why.FAULT):
-            self.failures_in_a_row += 1
-            self.last_failure = words
 
 
 class WarmUpFailed(Exception):

@@ -18,7 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from model_api.admission import Refused
 from model_api.calls import ClientGone, GenerationFailed
-from model_api.request import PromptError, Why
+from model_api.request import PromptError, PromptTooLong, Why
 from model_api.service import Service
 
 log = logging.getLogger(__name__)
@@ -26,10 +26,13 @@ log = logging.getLogger(__name__)
 BODY_TIMEOUT = 30.0  # seconds for a client to send its body
 CLIENT_GONE = 499  # nginx's number; nobody receives it
 
+# What is the request's own fault has a 4xx that neither a gateway nor the official client sends a second time: carried
+# to the next instance it would do the same harm there.
 _STATUS = {
+    Why.DEADLINE: 408,
+    Why.NOT_FINITE: 422,
+    Why.STEP_FAILED: 422,
     Why.OUT_OF_MEMORY: 503,
-    Why.DEADLINE: 408,  # not 504: a gateway would ask the next instance for what nobody waits for any more
-    Why.NOT_FINITE: 500,
     Why.SHUTDOWN: 503,
     Why.FAULT: 500,
 }
@@ -37,13 +40,22 @@ _STATUS = {
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """Why a request is not answered. `code` is a word for programs, `field` the parameter that is wrong."""
+    """Why a request is not answered. `code` is a word for programs, `field` the parameter that is wrong.
+
+    `final`: clients are told not to send it again.
+    """
 
     status: int
     words: str
     code: str
     field: str | None = None
     retry_after: int | None = None
+    final: bool = False
+
+    def headers(self) -> dict[str, str]:
+        """What tells clients whether and when to ask again; x-should-retry is what OpenAI's own clients obey."""
+        again = {} if self.retry_after is None else {"Retry-After": str(self.retry_after)}
+        return {**again, **({"x-should-retry": "false"} if self.final else {})}
 
 
 class Unanswerable(Exception):
@@ -104,8 +116,11 @@ def problem_of(error: Exception, invalid: int = 400) -> Problem:
         case Refused():
             return Problem(503, error.refusal.words, error.refusal.reason, retry_after=error.refusal.retry_after)
         case GenerationFailed():
-            again = 1 if error.why in (Why.OUT_OF_MEMORY, Why.SHUTDOWN) else None
-            return Problem(_STATUS[error.why], error.words, str(error.why), retry_after=again)
+            status = _STATUS.get(error.why, invalid)
+            again = 1 if status == 503 else None
+            return Problem(status, error.words, str(error.why), retry_after=again, final=error.why.final)
+        case PromptTooLong():
+            return Problem(invalid, str(error), str(Why.TOO_LONG), final=True)
         case _:
             return Problem(invalid, str(error), "invalid_prompt")
 

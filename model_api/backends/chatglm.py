@@ -47,7 +47,22 @@ def first_positions(context: int, length: int) -> Tensor:
     return positions
 
 
-class FirstDecoder:
+class _TupleDecoder:
+    """What the decoders over PastRows share: the past is as large as its rows are, with nothing to choose."""
+
+    _rows: PastRows
+
+    def cells(self, rows: int, longest: int) -> int:
+        return rows * longest
+
+    def bound(self, tokens: int) -> None:
+        """Nothing: there is no room to grow that could be left out."""
+
+    def held(self) -> int:
+        return len(self._rows.pads) * self._rows.width
+
+
+class FirstDecoder(_TupleDecoder):
     """ChatGLM-6B: two-dimensional positions, the context seen in both directions."""
 
     def __init__(self, model: Any, device: torch.device) -> None:
@@ -116,7 +131,7 @@ class FirstDecoder:
 # --- ChatGLM2-6B and ChatGLM3-6B ----------------------------------------------------------------------------------
 
 
-class LaterDecoder:
+class LaterDecoder(_TupleDecoder):
     """ChatGLM2 and 3: causal, one position a token, a mask of what is padding."""
 
     def __init__(self, model: Any, device: torch.device) -> None:

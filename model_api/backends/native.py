@@ -115,6 +115,15 @@ class RowDecoder:
     def clear(self) -> None:
         self._rows.clear()
 
+    def cells(self, rows: int, longest: int) -> int:
+        return self._rows.cells(rows, longest)
+
+    def bound(self, tokens: int) -> None:
+        self._rows.bound(tokens)
+
+    def held(self) -> int:
+        return self._rows.held()
+
     def bytes_per_token(self) -> int:
         return self._rows.bytes_per_token()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,19 +20,29 @@ class _Plan:
         self.lengths: list[int] = []  # tokens each row holds
         self.rows_held = 0  # the buffers' size: rows and columns
         self.columns_held = 0
+        self.bound = sys.maxsize  # rows x columns that may be held
         self.joining = 0  # rows that this pass begins; 0: it adds one token to every row
         self.width = 0  # columns in use after this pass
         self.rows: Tensor | None = None  # [rows] 0, 1, 2, ...; the index of every row
         self.positions: Tensor | None = None  # [rows] the column each row writes
 
     def fit(self, rows: int, columns: int) -> None:
-        """Chooses the buffers' size: grown by steps, given back when a quarter would do."""
-        wanted = -(-columns // COLUMNS) * COLUMNS
-        if wanted > self.columns_held or wanted * 4 <= self.columns_held:
-            self.columns_held = wanted
+        """Chooses the buffers' size: grown by steps and given back when a quarter would do, inside the bound.
+
+        Where the bound leaves no room for that, the buffers are no larger than the rows need.
+        """
+        wanted = _rounded(columns)
         power = 1 << (rows - 1).bit_length()
-        if power > self.rows_held or power * 4 <= self.rows_held:
-            self.rows_held = power
+        kept = (
+            self.rows_held if rows <= self.rows_held < 4 * power else power,
+            self.columns_held if wanted <= self.columns_held < 4 * wanted else wanted,
+        )
+        choices = (kept, (power, wanted), (rows, wanted))
+        self.rows_held, self.columns_held = next((c for c in choices if c[0] * c[1] <= self.bound), choices[-1])
+
+
+def _rounded(columns: int) -> int:
+    return -(-columns // COLUMNS) * COLUMNS
 
 
 class _Layer(CacheLayerMixin):  # type: ignore[no-untyped-call]
@@ -164,6 +175,18 @@ class RowCache:
         for layer in self._layers:
             layer.keys = layer.values = None
             layer.is_initialized = False
+
+    def cells(self, rows: int, longest: int) -> int:
+        """Tokens that are held, at least, for so many rows of which the longest has `longest` tokens."""
+        return rows * _rounded(longest)
+
+    def bound(self, tokens: int) -> None:
+        """Holds no more than so many tokens from the next pass on, where `cells` allows it."""
+        self._plan.bound = tokens
+
+    def held(self) -> int:
+        """Tokens that the buffers have room for."""
+        return self._plan.rows_held * self._plan.columns_held
 
     def bytes_per_token(self) -> int:
         """Memory of one token of one row, all layers together; known after the first pass."""
