@@ -77,9 +77,11 @@ class Engine:
         Raises PromptError if the model cannot take the prompt.
         """
         self._check(request.prompt)
-        assembler = Assembler(
-            self._model.codec.decode, request.stops, self._model.codec.tidy() if request.chat else None
-        )
+        codec = self._model.codec
+        if request.chat:
+            assembler = Assembler(codec.decode, request.stops, codec.tidy())
+        else:
+            assembler = Assembler(codec.decode, request.stops, None, before=request.prompt)
         job = Job(request, assembler, deliver)
         with self._changed:
             self._waiting.append(job)

@@ -14,11 +14,12 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import Send
 
 from model_api.calls import Call, GenerationFailed, calling
-from model_api.openai_body import INVALID as INVALID
 from model_api.openai_body import Ask, parse_chat, parse_completion
+from model_api.openai_names import INVALID as INVALID
+from model_api.problems import Problem, Unanswerable
 from model_api.request import Finished, Request
 from model_api.service import Service
-from model_api.web import Problem, Unanswerable, problem_of, read_object, respond
+from model_api.web import problem_of, read_object, respond, tell_ignored
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,18 +71,18 @@ def _model(service: Service) -> dict[str, Any]:
 
 async def chat_completions(service: Service, request: HttpRequest, send: Send) -> None:
     """Handles POST /v1/chat/completions."""
-    body = await read_object(service, request, invalid=INVALID)
-    ask = parse_chat(body, service.defaults)
+    ask = await read_object(service, request, lambda body: parse_chat(body, service.defaults), invalid=INVALID)
     _check_model(service, ask.model)
+    tell_ignored(service, request, ask.ignored)
     async with calling(service, request.receive) as call:
         await _answer(service, request, send, call, ask, CHAT, await service.encode_chat(ask.messages))
 
 
 async def completions(service: Service, request: HttpRequest, send: Send) -> None:
     """Handles POST /v1/completions: text or token ids, continued."""
-    body = await read_object(service, request, invalid=INVALID)
-    ask = parse_completion(body, service.defaults)
+    ask = await read_object(service, request, lambda body: parse_completion(body, service.defaults), invalid=INVALID)
     _check_model(service, ask.model)
+    tell_ignored(service, request, ask.ignored)
     async with calling(service, request.receive) as call:
         ids = list(ask.prompt) if isinstance(ask.prompt, tuple) else await service.encode_text(ask.prompt)
         await _answer(service, request, send, call, ask, COMPLETION, ids)
@@ -174,7 +175,7 @@ def _usage(prompt: int, answer: int) -> dict[str, int]:
 
 def _check_model(service: Service, name: str | None) -> None:
     if name is not None and name != service.settings.model_name:
-        words = f"the model {name!r} does not exist here; GET /v1/models names the one that does"
+        words = f"the model {name[:200]!r} does not exist here; GET /v1/models names the one that does"
         raise Unanswerable(Problem(404, words, "model_not_found", "model"))
 
 

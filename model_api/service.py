@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import math
 import os
@@ -15,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 from model_api import exits
 from model_api.admission import Admission, Refusal, Refused
+from model_api.bodies import Bodies
 from model_api.metrics import Metrics
-from model_api.request import Event, Failed, Finished, Request, Sampling
+from model_api.request import Event, Failed, Finished, PromptTooLong, Request, Sampling
 from model_api.settings import Settings
 from model_api.watch import Progress, Trouble
 
@@ -32,6 +34,7 @@ WARM_UP = "你好"
 WARM_UP_TOKENS = 16
 MIN_BODY = 1 << 20  # bytes; larger contexts get more, see `body_limit`
 LONG_TEXT = 4096  # characters; encoding so many takes milliseconds, which /health should not wait for
+NAMES_LOGGED = 256  # different names of ignored parameters that are written into the log in a process's life
 SICK_AFTER = 3  # steps in a row that failed by the server's own fault
 
 
@@ -53,6 +56,8 @@ class Service:
         self.created = time.time()
         self.admission = Admission(settings.max_batch, settings.max_queue, settings.max_wait)
         self.metrics = Metrics()
+        self.bodies = Bodies()
+        self._ignored: set[str] = set()  # names of parameters that the log has told already
         self._sick_until = -math.inf  # on the monotonic clock
         self._model: LoadedModel | None = None
         self._engine: Engine | None = None
@@ -114,6 +119,9 @@ class Service:
         )
         engine.start()
         warm_up(model, engine)
+        # What is loaded stays: a later full collection that went through it all would stop every thread for 0.3 s.
+        gc.collect()
+        gc.freeze()
         self._gpu = GpuWatch(partial(free_on_gpu, model.device)) if model.device.type == "cuda" else None
         loop.call_soon_threadsafe(self._serve, model, engine, context)
 
@@ -139,17 +147,38 @@ class Service:
         """How to draw when a request does not say; raises Refused while the model loads."""
         return self.model.defaults
 
-    async def encode_chat(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
-        """A dialogue's prompt; raises PromptError. Long ones are encoded beside the event loop, not in it."""
+    async def encode_chat(self, messages: Sequence[Mapping[str, Any]], limit: int | None = None) -> list[int]:
+        """A dialogue's prompt; raises PromptError, PromptTooLong beyond `limit` tokens (None: the context).
+
+        Long ones are encoded beside the event loop, not in it.
+        """
         codec = self.model.codec
-        if sum(len(message["content"]) + 64 for message in messages) < LONG_TEXT:
-            return codec.chat(messages)
-        return await asyncio.to_thread(codec.chat, messages)
+        size = sum(_size(message) for message in messages)
+        self._check_length(sum(len(message["content"]) for message in messages), limit)
+        return codec.chat(messages) if size < LONG_TEXT else await asyncio.to_thread(codec.chat, messages)
 
     async def encode_text(self, text: str) -> list[int]:
-        """Bare text's ids."""
+        """Bare text's ids; raises PromptTooLong."""
         codec = self.model.codec
+        self._check_length(len(text), None)
         return codec.encode(text) if len(text) < LONG_TEXT else await asyncio.to_thread(codec.encode, text)
+
+    def _check_length(self, characters: int, limit: int | None) -> None:
+        """Raises PromptTooLong for what is too long however it is cut: encoding it would take seconds to find out."""
+        limit = min(limit or self.context, self.context)
+        longest = self.model.codec.longest_piece
+        if longest and characters > limit * longest:
+            raise PromptTooLong(
+                f"the prompt has {characters} characters, and at most {limit * longest} fit into {limit} tokens: "
+                f"this model's longest has {longest}"
+            )
+
+    def log_ignored(self, names: Sequence[str]) -> None:
+        """Says once of each name that requests have a parameter which is ignored."""
+        new = [name for name in dict.fromkeys(names) if name not in self._ignored]
+        if new and len(self._ignored) < NAMES_LOGGED:
+            self._ignored.update(new)
+            log.warning("ignored, unknown parameters of requests: %s", ", ".join(new))
 
     # --- who may come in --------------------------------------------------------------------------------------------
 
@@ -186,6 +215,11 @@ class Service:
     def make_sick(self, seconds: float) -> None:
         """Answers prompts with 500 for so long from now; 0 ends that."""
         self._sick_until = time.monotonic() + seconds
+
+
+def _size(message: Mapping[str, Any]) -> int:
+    """About how many characters a template makes of a message; what is nested counts as long."""
+    return 64 + sum(len(value) if isinstance(value, str) else LONG_TEXT for value in message.values())
 
 
 class WarmUpFailed(Exception):

@@ -32,6 +32,10 @@ class Prompt:
 class Codec(Protocol):
     """Between words and token ids. Called from several threads at once."""
 
+    @property
+    def longest_piece(self) -> int:
+        """The most characters of text that one token can stand for; 0 where no such bound is known."""
+
     def chat(self, messages: Sequence[Message]) -> list[int]:
         """The prompt's ids for a dialogue whose last message waits for an answer; raises PromptError."""
 

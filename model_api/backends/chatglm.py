@@ -232,7 +232,8 @@ def generation_of(directory: Path, config: dict[str, Any]) -> Generation:
         verb = "is" if len(missing) == 1 else "are"
         raise LoadError(f"{directory}: model_type chatglm needs its own code; {' and '.join(missing)} {verb} missing")
     if config.get("pre_seq_len"):
-        raise LoadError(f"{directory}: P-tuning checkpoints (pre_seq_len) are not supported; merge them first")
+        words = "P-tuning checkpoints (pre_seq_len) are not supported: a prefix is no weight, so it cannot be merged"
+        raise LoadError(f"{directory}: {words}; serve the model that was tuned, without its prefix")
     if "inner_hidden_size" in config or "position_encoding_2d" in config:
         found = FIRST
     else:

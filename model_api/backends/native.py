@@ -3,58 +3,19 @@
 from __future__ import annotations
 
 import inspect
-import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from jinja2 import TemplateError
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from model_api.backends.base import Defaults, LoadedModel, LoadError, Message, Prompt
+from model_api.backends.base import Defaults, LoadedModel, LoadError, Prompt
 from model_api.backends.checks import check_loading
 from model_api.backends.rows import RowCache
-from model_api.request import PromptError
-from model_api.text import Tidy
-
-
-class TemplateCodec:
-    """A transformers tokenizer with its own chat template."""
-
-    def __init__(self, tokenizer: Any) -> None:
-        self._tokenizer = tokenizer
-        self._lock = threading.Lock()  # encoding sets state inside the tokenizer; decoding does not
-
-    def chat(self, messages: Sequence[Message]) -> list[int]:
-        try:
-            text = self._tokenizer.apply_chat_template(
-                [dict(message) for message in messages], add_generation_prompt=True, tokenize=False
-            )
-        except (TemplateError, TypeError, KeyError) as error:
-            raise PromptError(f"messages: this model's chat template refuses them: {error}") from None
-        return self._ids(text, add_special_tokens=False)
-
-    def encode(self, text: str) -> list[int]:
-        return self._ids(text, add_special_tokens=True)
-
-    def _ids(self, text: str, *, add_special_tokens: bool) -> list[int]:
-        try:
-            with self._lock:
-                ids: list[int] = self._tokenizer.encode(text, add_special_tokens=add_special_tokens)
-        except (UnicodeEncodeError, TypeError) as error:
-            # Half a surrogate pair, in a key of a message that the template prints beside its content.
-            raise PromptError(f"the prompt holds text that is no Unicode: {error}") from None
-        return ids
-
-    def decode(self, ids: Sequence[int]) -> str:
-        text: str = self._tokenizer.decode(list(ids), skip_special_tokens=True)
-        return text
-
-    def tidy(self) -> Tidy:
-        return Tidy()
+from model_api.backends.template import TemplateCodec
 
 
 class RowDecoder:
