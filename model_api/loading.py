@@ -12,6 +12,7 @@ import torch
 
 from model_api import embedded
 from model_api.backends.base import LoadedModel, LoadError
+from model_api.backends.proof import prove
 from model_api.backends.tuning import Tuning
 from model_api.manifest import DamagedModel, check_files
 from model_api.settings import Settings
@@ -36,6 +37,7 @@ def load_model(settings: Settings) -> LoadedModel:
     checked += sum(check_files(path) for path in (tuning.ptuning, tuning.lora) if path and path.is_dir())
     model = _backend(directory, config, dtype, device, settings.quantize, tuning)
     _use_cores(model)
+    prove(model)
     log.info(
         "loaded %s: %s, %.1f M parameters, %s on %s, %d tokens of context, %s",
         directory,
