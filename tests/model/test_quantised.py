@@ -116,3 +116,18 @@ def test_whole_numbers_are_those_of_the_published_format(bits: int) -> None:
     assert torch.equal(whole[others], expected)
     assert torch.equal(scale[others], scales)
     assert float(dequantise(whole, scale, bits)[3].abs().max()) == 0
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_published_whole_numbers_may_stay_as_small_as_they_are(bits: int) -> None:
+    weight = torch.randn(48, 64, generator=torch.Generator().manual_seed(5))
+    whole, scale = packed(weight, bits)
+    model = nn.Sequential(nn.Linear(64, 48, device="meta"))
+    make_quantised(model, bits)
+    tensors = [("0.weight", whole), ("0.weight_scale", scale), ("0.bias", torch.ones(48))]
+    fill(model, tensors, lambda name, tensor: ((name, tensor),), Path("x"), torch.float32, torch.device("cpu"))
+    given = torch.randn(5, 64)
+    with torch.inference_mode():
+        expected = given @ dequantise(whole, scale, bits).T + 1
+        assert torch.allclose(model(given), expected, atol=1e-4)
+    assert model[0].weight.dtype == torch.int8
