@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
+from model_api.backends.prefix import Prefix
+
 COLUMNS = 64  # buffers grow by this many tokens, so that they are copied rarely
 
 
@@ -33,12 +35,11 @@ class _Plan:
         """
         wanted = _rounded(columns)
         power = 1 << (rows - 1).bit_length()
-        kept = (
-            self.rows_held if rows <= self.rows_held < 4 * power else power,
-            self.columns_held if wanted <= self.columns_held < 4 * wanted else wanted,
-        )
-        choices = (kept, (power, wanted), (rows, wanted))
-        self.rows_held, self.columns_held = next((c for c in choices if c[0] * c[1] <= self.bound), choices[-1])
+        held = self.rows_held if rows <= self.rows_held < 4 * power else power
+        width = self.columns_held if wanted <= self.columns_held < 4 * wanted else wanted
+        if held * width > self.bound:
+            held, width = (power if power * wanted <= self.bound else rows), wanted
+        self.rows_held, self.columns_held = held, width
 
 
 def _rounded(columns: int) -> int:
@@ -54,9 +55,10 @@ class _Layer(CacheLayerMixin):  # type: ignore[no-untyped-call]
 
     is_sliding = False
 
-    def __init__(self, plan: _Plan) -> None:
+    def __init__(self, plan: _Plan, prefix: tuple[Tensor, Tensor] | None = None) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._plan = plan
+        self._prefix = prefix  # keys and values, [heads, columns, dim], with which every row begins
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         plan = self._plan
@@ -78,6 +80,11 @@ class _Layer(CacheLayerMixin):  # type: ignore[no-untyped-call]
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         plan = self._plan
+        if plan.joining and self._prefix:
+            key_states, value_states = (
+                torch.cat((before.expand(plan.joining, -1, -1, -1), states), dim=2)
+                for before, states in zip(self._prefix, (key_states, value_states), strict=True)
+            )
         self.keys = self._resized(self.keys, key_states, plan)
         self.values = self._resized(self.values, value_states, plan)
         self.is_initialized = True
@@ -115,31 +122,46 @@ class _Layer(CacheLayerMixin):  # type: ignore[no-untyped-call]
 class RowCache:
     """All layers' rows, and what each forward pass needs to know of them."""
 
-    def __init__(self, layers: int, device: torch.device) -> None:
+    def __init__(self, layers: int, device: torch.device, prefix: Prefix | None = None) -> None:
         self._device = device
         self._plan = _Plan()
-        self._layers = [_Layer(self._plan) for _ in range(layers)]
+        self._prefix = prefix.columns if prefix else 0
+        pairs = prefix.layers if prefix else [None] * layers
+        self._layers = [_Layer(self._plan, pair) for pair in pairs]
         self.cache = Cache(layers=list(self._layers))
 
     @property
     def lengths(self) -> Sequence[int]:
-        """Tokens held by each row."""
+        """Columns held by each row: the prefix's, then one for each token."""
         return self._plan.lengths
 
     def begin_rows(self, lengths: Sequence[int]) -> None:
-        """Prepares a pass over the prompts of new rows, right-padded to the longest."""
+        """Prepares a pass over the prompts of new rows, `lengths` tokens each, right-padded to the longest."""
         plan = self._plan
         plan.joining = len(lengths)
-        plan.fit(len(plan.lengths) + len(lengths), max(*plan.lengths, *lengths, 0) + 1)
+        longest = self._prefix + max(lengths, default=0)
+        plan.fit(len(plan.lengths) + len(lengths), max([*plan.lengths, longest]) + 1)
 
     def commit_rows(self, lengths: Sequence[int]) -> None:
         """Makes the rows of `begin_rows` real, once the pass has succeeded."""
-        self._plan.lengths.extend(lengths)
+        self._plan.lengths.extend(self._prefix + length for length in lengths)
+
+    def behind_prefix(self, mask: Tensor) -> Tensor:
+        """A mask of a pass over prompts, [rows, 1, tokens, tokens], made wider by the prefix, which all may see."""
+        if not self._prefix:
+            return mask
+        return torch.cat((mask.new_ones(*mask.shape[:3], self._prefix), mask), dim=3)
+
+    @property
+    def prefix(self) -> int:
+        """Columns with which every row begins that belong to no token: with them prompts need a mask of their own."""
+        return self._prefix
 
     def begin_step(self) -> tuple[Tensor, Tensor | None]:
         """Prepares a pass that adds one token to every row: (positions [rows, 1], mask [rows, 1, 1, width] or None).
 
-        The mask is true where a row may look; None where every row fills the whole width.
+        Positions count tokens, not columns: the prefix has none. The mask is true where a row may look; None where
+        every row fills the whole width.
         """
         plan = self._plan
         plan.joining = 0
@@ -149,9 +171,9 @@ class RowCache:
         plan.positions = positions
         plan.rows = torch.arange(len(plan.lengths), device=self._device)
         if min(plan.lengths) + 1 == plan.width:
-            return positions[:, None], None
+            return positions[:, None] - self._prefix, None
         mask = torch.arange(plan.width, device=self._device) <= positions[:, None]
-        return positions[:, None], mask[:, None, None, :]
+        return positions[:, None] - self._prefix, mask[:, None, None, :]
 
     def commit_step(self) -> None:
         """Counts the token that `begin_step`'s pass has written, once it has succeeded."""
@@ -177,8 +199,8 @@ class RowCache:
             layer.is_initialized = False
 
     def cells(self, rows: int, longest: int) -> int:
-        """Tokens that are held, at least, for so many rows of which the longest has `longest` tokens."""
-        return rows * _rounded(longest)
+        """Tokens that are held, at least, for so many rows of which the longest has `longest`; the prefix counts."""
+        return rows * _rounded(self._prefix + longest)
 
     def bound(self, tokens: int) -> None:
         """Holds no more than so many tokens from the next pass on, where `cells` allows it."""

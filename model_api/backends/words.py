@@ -1,4 +1,4 @@
-"""Prompts and text of the remote-code family: the directory's sentencepiece model, and each generation's own layout."""
+"""Prompts and text of ChatGLM-6B, 2 and 3: the directory's sentencepiece model, and each generation's own layout."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from typing import Any
 from sentencepiece import SentencePieceProcessor
 
 from model_api.backends.base import Message
+from model_api.backends.first_pieces import LONGEST_BLANK, first_pieces
 from model_api.backends.template import refuse_tool_calls
 from model_api.request import PromptError
 from model_api.text import Tidy
 
 WHO = "this model's format of dialogues, as it is written here,"  # does not know tool calls
-LONGEST_BLANK = 80  # runs of up to so many spaces are one token in ChatGLM-6B
 
 
 class FirstCodec:
     """ChatGLM-6B: bare text or rounds from 0, then [gMASK] <sop>; line feeds, tabs and runs of blanks are tokens."""
 
     def __init__(self, directory: Path) -> None:
-        self._pieces: Any = SentencePieceProcessor(model_file=str(directory / "ice_text.model"))
+        self._pieces: Any = first_pieces(directory / "ice_text.model")
         options = _tokenizer_options(directory)
         self._offset = int(options.get("num_image_tokens", 20000))  # earlier revisions keep the first ids for images
         self._remove_space = bool(options.get("remove_space", False))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -143,18 +142,6 @@ def test_a_manifest_as_sha256sum_writes_it_is_read_and_a_missing_file_named(dire
     (directory / "tokenizer.json").unlink()
     with pytest.raises(DamagedModel, match=r"tokenizer\.json is named in SHA256SUMS and is missing"):
         check_files(directory)
-
-
-@pytest.mark.parametrize("code", ["modeling_chatglm.py", "kernels/quantization.py", "fast.so"])
-def test_code_that_a_manifest_does_not_list_is_refused_altered_or_not(directory: Path, code: str) -> None:
-    write_manifest(directory)
-    (directory / code).parent.mkdir(exist_ok=True)
-    (directory / code).write_text("print('hello')")
-    with pytest.raises(DamagedModel, match=rf"{code} is code and is not in SHA256SUMS") as told:
-        check_files(directory)
-    command = str(told.value).partition("add it: ")[2]
-    subprocess.run(["sh", "-c", command], check=True)
-    assert check_files(directory) > 1
 
 
 @pytest.mark.parametrize("bits", ["8", "4"])

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from model_api.backends.base import Codec, LoadedModel
 from model_api.backends.words import FirstCodec, SecondCodec, ThirdCodec
 from model_api.text import BROKEN, Assembler, Detokenizer, StopStrings, Tidy
-from tests.model.layouts import write_first_words, write_later_words
+from tests.model.published import write_first_words, write_later_words
 
 TEXTS = st.text(
     alphabet=st.one_of(st.sampled_from("你好，晚上！ abc,\n👋🏽é[]"), st.characters(codec="utf-8")), max_size=60

@@ -14,7 +14,7 @@ from model_api.backends.template import TemplateCodec
 from model_api.backends.words import FirstCodec, SecondCodec, ThirdCodec
 from model_api.embedded import ensure_embedded
 from model_api.request import PromptError
-from tests.model.layouts import write_first_words, write_later_words
+from tests.model.published import write_first_words, write_later_words
 
 CALL = {"id": "1", "type": "function", "function": {"name": "get_weather", "arguments": "{}"}}
 TOOL_DIALOGUE: list[dict[str, Any]] = [
