@@ -47,10 +47,9 @@ class Engine:
         watch: Watch,
         on_fatal: Callable[[str], None],
         outbox: Callable[[Sequence[tuple[Job, Event]]], None] = deliver_directly,
-        context: int | None = None,
     ) -> None:
         self._model = model
-        self.budget = Budget(model.decoder, max_batch, kv_budget, context or model.context)
+        self.budget = Budget(model.decoder, max_batch, kv_budget, model.context)
         self._watch = watch
         self._on_fatal = on_fatal
         self._outlet = Outlet(outbox)
@@ -193,6 +192,8 @@ class Engine:
             elif job.request.deadline is not None and now >= job.request.deadline:
                 self._outlet.fail(job, Why.DEADLINE, f"not finished by its deadline, after {len(job.generated)} tokens")
                 self._batch.leave(row)
+        if not self._waiting:
+            return
         with self._changed:
             late = [job for job in self._waiting if job.request.deadline is not None and now >= job.request.deadline]
             too_long = [job for job in self._waiting if job.length >= self.longest and job not in late]
@@ -205,6 +206,8 @@ class Engine:
 
     def _admit(self) -> None:
         """Takes from the queue, in order, what the batch, the budget and one pass can hold."""
+        if not self._waiting:
+            return
         joining = self._joining
         limit = PREFILL_ROWS if self._model.batched_prefill else 1
         with self._changed:
@@ -250,7 +253,7 @@ class Engine:
         began = time.monotonic()
         trouble: tuple[Fault, str] | None = None
         try:
-            with self._passes.running():
+            with self._passes:
                 run()
         except Exception as error:
             trouble = classify(error), first_line(error)

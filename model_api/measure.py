@@ -89,7 +89,6 @@ def open_engine(model: LoadedModel, settings: Settings) -> Engine:
         kv_budget=kv_budget(model, context, settings.max_batch),
         watch=Metrics(),
         on_fatal=leave_now,
-        context=context,
     )
     engine.start()
     return engine
@@ -114,7 +113,7 @@ def verify(directory: str, env: Mapping[str, str]) -> int:
     print(f"loaded in  {loaded:.1f} s")
     wanted = min(model.context, settings.max_context or model.context)
     held = "" if engine.longest >= wanted else f" (memory does not hold {wanted})"
-    print(f"context    {engine.longest} tokens{held}, {model.kv_bytes_per_token} bytes of past each")
+    print(f"context    {min(engine.longest, wanted)} tokens{held}, {model.kv_bytes_per_token} bytes of past each")
     print(f"memory     {_memory(model)}")
     print(f"answer     {PROMPT} -> {answer.text}")
     for figure in figures:

@@ -64,7 +64,7 @@ class Recovery:
             self.failed(words)
             return False
         try:
-            with self._passes.running():
+            with self._passes:
                 self._batch.run_prompt(self._known_good)
         except Exception as error:
             fault = classify(error)
@@ -130,7 +130,7 @@ class Recovery:
         if job.cancelled:
             return False
         try:
-            with self._passes.running():
+            with self._passes:
                 self._batch.repeat_alone(job)
         except Exception as error:
             if classify(error) is Fault.DEVICE:

@@ -18,7 +18,7 @@ from model_api import exits
 from model_api.admission import Admission, Refusal, Refused
 from model_api.bodies import Bodies
 from model_api.metrics import Metrics
-from model_api.request import Event, Failed, Finished, PromptTooLong, Request, Sampling
+from model_api.request import Event, Failed, Finished, PromptError, PromptTooLong, Request, Sampling
 from model_api.settings import Settings
 from model_api.watch import Progress, Trouble
 
@@ -115,7 +115,6 @@ class Service:
             watch=self.metrics,
             on_fatal=leave_now,
             outbox=outbox,
-            context=context,
         )
         engine.start()
         warm_up(model, engine)
@@ -232,7 +231,10 @@ def warm_up(model: LoadedModel, engine: Engine, timeout: float = 300.0) -> Finis
 
     events: queue.Queue[Event] = queue.Queue()
     prompt = model.codec.chat([{"role": "user", "content": WARM_UP}])
-    engine.submit(Request(prompt, WARM_UP_TOKENS, Sampling(temperature=0.0)), events.put)
+    try:
+        engine.submit(Request(prompt, WARM_UP_TOKENS, Sampling(temperature=0.0)), events.put)
+    except PromptError as error:
+        raise WarmUpFailed(f"the warm-up prompt is not taken: {error}") from None
     deadline = time.monotonic() + timeout
     while True:
         try:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -49,17 +47,18 @@ class Watch(Protocol):
 
 
 class Passes:
-    """When the pass under way began and the last one ended; written by the engine's thread, read by any."""
+    """When the pass under way began and the last one ended; `with` it a pass runs.
+
+    Written by the engine's thread, read by any.
+    """
 
     def __init__(self) -> None:
         self.began: float | None = None  # None: none is under way
         self.ended = time.monotonic()
 
-    @contextmanager
-    def running(self) -> Iterator[None]:
+    def __enter__(self) -> None:
         """Marks a pass as begun before it begins, for whoever watches for hung ones."""
         self.began = time.monotonic()
-        try:
-            yield
-        finally:
-            self.ended, self.began = time.monotonic(), None
+
+    def __exit__(self, *_: object) -> None:
+        self.ended, self.began = time.monotonic(), None

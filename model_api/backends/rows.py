@@ -33,12 +33,11 @@ class _Plan:
         """
         wanted = _rounded(columns)
         power = 1 << (rows - 1).bit_length()
-        kept = (
-            self.rows_held if rows <= self.rows_held < 4 * power else power,
-            self.columns_held if wanted <= self.columns_held < 4 * wanted else wanted,
-        )
-        choices = (kept, (power, wanted), (rows, wanted))
-        self.rows_held, self.columns_held = next((c for c in choices if c[0] * c[1] <= self.bound), choices[-1])
+        held = self.rows_held if rows <= self.rows_held < 4 * power else power
+        width = self.columns_held if wanted <= self.columns_held < 4 * wanted else wanted
+        if held * width > self.bound:
+            held, width = (power if power * wanted <= self.bound else rows), wanted
+        self.rows_held, self.columns_held = held, width
 
 
 def _rounded(columns: int) -> int:
