@@ -29,7 +29,7 @@ MET_AT_ONCE = 10.0
 
 
 class Requests(Protocol):
-    """Requests that have ended since the daemon started."""
+    """Requests for an answer that have ended since the daemon started."""
 
     @property
     def ended(self) -> int: ...
@@ -37,6 +37,8 @@ class Requests(Protocol):
     def answered(self) -> int: ...
     @property
     def latency_s(self) -> float: ...
+    @property
+    def turned_away(self) -> int: ...
 
 
 class Keeper(Protocol):
@@ -49,7 +51,7 @@ class Senses:
     """What is sampled beside the instances, and where it is kept."""
 
     requests: Requests | None  # None: there is no gateway whose log could be read
-    machine: Callable[[], tuple[float, float]]  # CPU and memory of the host, percent
+    machine: Callable[[], tuple[float | None, float | None]]  # CPU and memory of the host, percent
     taken_ports: Callable[[range], frozenset[int]]
     keeper: Keeper
     clock: Callable[[], float]
@@ -195,6 +197,7 @@ class Autoscaler:
         judged = self._loop.latest.instances if self._loop.latest is not None else ()
         stands = situation(judged, self._loop.wants.desired)
         answered = after.answered - before.answered
+        has_log, passed = self._senses.requests is not None, now - period.began
         cpu, memory = self._senses.machine()
         sample = Sample(
             at=now,
@@ -206,7 +209,8 @@ class Autoscaler:
             connections=_mean(period.per_instance),
             response_time_ms=1000.0 * (after.latency_s - before.latency_s) / answered if answered else None,
             gpu_utilization=_mean(period.gpu_utilization),
-            qps=(after.ended - before.ended) / (now - period.began) if self._senses.requests is not None else None,
+            qps=(after.ended - before.ended) / passed if has_log else None,
+            turned_away=(after.turned_away - before.turned_away) / passed if has_log else None,
             cpu_percent=cpu,
             memory_percent=memory,
             gpu_memory_used_gb=period.gpus.used_gb,
@@ -283,10 +287,13 @@ class _Counts:
     ended: int = 0
     answered: int = 0
     latency_s: float = 0.0
+    turned_away: int = 0
 
 
 def _counts(requests: Requests | None) -> _Counts:
-    return _Counts() if requests is None else _Counts(requests.ended, requests.answered, requests.latency_s)
+    if requests is None:
+        return _Counts()
+    return _Counts(requests.ended, requests.answered, requests.latency_s, requests.turned_away)
 
 
 class _Period:

@@ -2,6 +2,11 @@
 
 The one rule above all others: progress of real work is health. A probe that times out says that a probe timed out;
 whoever restarts on that alone kills healthy, busy instances at peak, the commonest outage of the field.
+
+So HUNG, which ends in SIGKILL, needs two independent witnesses: no progress, and no use of the CPU; or no progress, and
+neither an answer nor a byte for `hang_after`. With one witness an instance is SUSPECT: it leaves the rotation, and that
+is undone at once. What is in flight and cannot be seen may be work: only a known 0 is nothing. An answer that is too
+old says nothing of now: UNKNOWN.
 """
 
 from __future__ import annotations
@@ -36,6 +41,12 @@ three instances, but it is one error for each of them."""
 HANG_FLOOR = 5.0
 """Seconds without any sign of life that an adapted `hang_after` never falls below, however fast the usual answers."""
 
+STALE_ROUNDS = 3.0
+"""Rounds of probes (`interval` + `timeout`) after which the last answer, or the last miss, is too old for a verdict."""
+
+LATE = 0.1
+"""Seconds that a health answer may take before it is called late."""
+
 IDLE_CPU = 1.0
 """Seconds without CPU use after which an instance counts as doing nothing at all."""
 
@@ -55,7 +66,8 @@ class _Case:
     def has_served(self) -> bool:
         """Whether this very life has served users, under an earlier daemon too; then it no longer counts as loading."""
         record = self.record
-        return record.incarnation == self.fact.runtime_id and (record.in_rotation or record.serving_since is not None)
+        met = record.incarnation == self.fact.runtime_id
+        return met and (record.in_rotation or record.serving_since is not None)
 
     @property
     def proven(self) -> bool:
@@ -74,10 +86,28 @@ class _Case:
         Never under three times its own 99th percentile; and only while it uses no CPU: a long answer to an unusual
         question is work, and a stopped or deadlocked process does none.
         """
-        p99, idle_since, setting = self.traffic.p99_ms, self.traffic.idle_since, self.policy.hang_after
-        if p99 is None or idle_since is None or self.now - idle_since < IDLE_CPU:
+        p99, setting = self.traffic.p99_ms, self.policy.hang_after
+        if p99 is None or not self.uses_no_cpu:
             return setting
         return min(setting, max(HANG_FLOOR, 3.0 * p99 / 1000.0))
+
+    @property
+    def uses_no_cpu(self) -> bool:
+        """Whether its processes are known to do nothing at all."""
+        idle_since = self.traffic.idle_since
+        return idle_since is not None and self.now - idle_since >= IDLE_CPU
+
+    @property
+    def told_work(self) -> bool:
+        """Whether work was in it by the last count of its own."""
+        progress = self.probe.progress
+        return progress is not None and progress.in_flight + progress.queued > 0
+
+    @property
+    def work(self) -> str:
+        """What users have in it, in words."""
+        known = self.traffic.in_flight_known
+        return f"{self.traffic.in_flight} in flight" if known else "what is in flight cannot be seen, it may be busy"
 
 
 def judge(seen: Seen, policy: Policy, now: float) -> Verdict:
@@ -91,14 +121,18 @@ def judge(seen: Seen, policy: Policy, now: float) -> Verdict:
         case Phase.CREATED:
             return Verdict(VerdictKind.DEAD, "was created but never started")
         case Phase.REMOVING:
-            return Verdict(VerdictKind.UNKNOWN, "is being removed")
+            return Verdict(VerdictKind.DEAD, "is being removed")
         case Phase.PAUSED:
             return Verdict(VerdictKind.SUSPECT, "is frozen by hand; it comes back with `docker unpause`")
         case Phase.RUNNING:
             pass
     if probe is None or probe.runtime_id != fact.runtime_id:
-        return Verdict(VerdictKind.UNKNOWN, "not asked yet")
+        return _not_asked(seen.record, fact, None, policy, now)
     case = _Case(seen.record, fact, probe, seen.traffic, policy, now)
+    told_at = probe.ended_at if probe.ended_at is not None else probe.answered_at
+    if told_at is not None and now - told_at > stale_after(policy):
+        words = f"cannot be asked{_why(probe)}: what is known of it is {now - told_at:.0f} s old"
+        return Verdict(VerdictKind.UNKNOWN, words, since=told_at)
     if not probe.failures:
         return _answered(case)
     if case.proven and probe.failures < policy.failures and probe.miss is not Miss.REFUSED:
@@ -106,6 +140,31 @@ def judge(seen: Seen, policy: Policy, now: float) -> Verdict:
         missed = f"missed {probe.failures} of {policy.failures} probes ({probe.error})"
         return Verdict(last.kind, missed) if last.kind is VerdictKind.SERVING else last
     return _unanswered(case)
+
+
+def stale_after(policy: Policy) -> float:
+    """Seconds after which what the last probe found out is too old for a verdict."""
+    return STALE_ROUNDS * (policy.interval + policy.timeout)
+
+
+def is_late(probe: ProbeView, policy: Policy, now: float) -> bool:
+    """Whether the answer to the question that is out is later than answers are: nothing is wrong yet, it may become."""
+    return probe.answered_at is not None and now - probe.answered_at > policy.interval + LATE
+
+
+def _not_asked(record: Record, fact: Fact, probe: ProbeView | None, policy: Policy, now: float) -> Verdict:
+    """Nobody has asked it: a moment ago it was not there, or questions cannot be put."""
+    since = record.met_at if record.incarnation == fact.runtime_id else None
+    if probe is not None and probe.unasked_since is not None:
+        since = probe.unasked_since
+    if since is None or now - since <= stale_after(policy):
+        return Verdict(VerdictKind.UNKNOWN, "not asked yet")
+    words = f"cannot be asked{_why(probe)}: nothing is known of it for {now - since:.0f} s"
+    return Verdict(VerdictKind.UNKNOWN, words, since=since)
+
+
+def _why(probe: ProbeView | None) -> str:
+    return f" ({probe.unasked})" if probe is not None and probe.unasked else ""
 
 
 def how_it_ended(fact: Fact) -> str:
@@ -122,9 +181,10 @@ def how_it_ended(fact: Fact) -> str:
     return f"exited {code}"
 
 
-def progressed_at(probe: ProbeView, traffic: TrafficView) -> float | None:
+def progressed_at(probe: ProbeView | None, traffic: TrafficView) -> float | None:
     """When work was last seen to move, by any witness: its own count, an answered request, bytes of a stream."""
-    times = [t for t in (probe.progressed_at, traffic.completed_at, traffic.bytes_at) if t is not None]
+    told = probe.progressed_at if probe is not None else None
+    times = [t for t in (told, traffic.completed_at, traffic.bytes_at) if t is not None]
     return max(times, default=None)
 
 
@@ -150,7 +210,7 @@ def _answered(case: _Case) -> Verdict:
     probe = case.probe
     match probe.said:
         case None:
-            return Verdict(VerdictKind.UNKNOWN, "not asked yet")
+            return _not_asked(case.record, case.fact, probe, case.policy, case.now)
         case Said.LOADING:
             return _loading(case, "says that it is loading")
         case Said.UNHEALTHY:
@@ -165,7 +225,9 @@ def _healthy(case: _Case) -> Verdict:
     probe, policy = case.probe, case.policy
     stalled = _stalled_for(case)
     if stalled is not None and stalled >= case.hang_after:
-        return Verdict(VerdictKind.HUNG, f"answers probes, but its work has not moved for {stalled:.0f} s")
+        # Its own count is one witness; what users get, or its CPU, is the other. Without that: SIGTERM, no SIGKILL.
+        kind = VerdictKind.HUNG if case.traffic.in_flight_known or case.uses_no_cpu else VerdictKind.SICK
+        return Verdict(kind, f"answers probes, but its work has not moved for {stalled:.0f} s")
     if probe.prompt_failures >= PROMPT_FAILURES:
         return Verdict(VerdictKind.SICK, f"answers probes, but not a prompt: {probe.prompt_error}")
     if probe.prompt_failures:
@@ -180,6 +242,8 @@ def _healthy(case: _Case) -> Verdict:
         return _loading(case, f"answers {counted}")
     if probe.successes < policy.successes and not case.record.in_rotation:
         return Verdict(VerdictKind.SUSPECT, f"answers again {counted}")
+    if not case.traffic.in_flight_known:
+        return Verdict(VerdictKind.SERVING, "answers; what is in flight cannot be seen")
     if case.traffic.in_flight:
         return Verdict(VerdictKind.SERVING, f"answers, {case.traffic.in_flight} in flight, progressing")
     return Verdict(VerdictKind.SERVING, "answers, idle")
@@ -187,10 +251,7 @@ def _healthy(case: _Case) -> Verdict:
 
 def _stalled_for(case: _Case) -> float | None:
     """Seconds without any progress, of an instance that reports work in flight; None: does not apply."""
-    progress = case.probe.progress
-    if progress is None or progress.in_flight + progress.queued == 0 or case.probe.progressed_at is None:
-        return None
-    return case.moved_ago
+    return case.moved_ago if case.told_work and case.probe.progressed_at is not None else None
 
 
 def _loading(case: _Case, words: str) -> Verdict:
@@ -198,9 +259,17 @@ def _loading(case: _Case, words: str) -> Verdict:
     known = case.record.incarnation == case.fact.runtime_id
     met = case.record.met_at if known and case.record.met_at is not None else case.now
     age, limit = case.now - max(met, case.fact.started_at or 0.0), case.policy.start_timeout
+    if age > limit and _works(case):
+        return Verdict(VerdictKind.LOADING, f"{words}; users reach it past the gateway, and its work moves")
     if age > limit:
         return Verdict(VerdictKind.SICK, f"did not serve within {limit:.0f} s of its start: {words}")
     return Verdict(VerdictKind.LOADING, f"{words} ({age:.0f} s of at most {limit:.0f} s)")
+
+
+def _works(case: _Case) -> bool:
+    """Whether work of users is in it by its own count, and has just moved."""
+    ago = case.moved_ago
+    return case.told_work and ago is not None and ago <= 2.0 * (case.policy.interval + case.policy.timeout)
 
 
 def _unanswered(case: _Case) -> Verdict:
@@ -209,9 +278,7 @@ def _unanswered(case: _Case) -> Verdict:
         return _loading(case, f"does not answer yet ({error})")
     if probe.miss is Miss.REFUSED:
         return _refusing(case)
-    if not traffic.in_flight_known:
-        return Verdict(VerdictKind.SUSPECT, f"does not answer ({error}); what is in flight cannot be counted")
-    if traffic.in_flight:
+    if traffic.in_flight or not traffic.in_flight_known:
         return _silent_with_work(case)
     ago = case.moved_ago
     if ago is not None and ago <= case.policy.interval + case.policy.timeout:  # as long as a probe may wait behind work
@@ -228,19 +295,22 @@ def _refusing(case: _Case) -> Verdict:
 
 
 def _silent_with_work(case: _Case) -> Verdict:
-    """Work is in flight and probes go unanswered: busy, suspect or hung."""
+    """Work is in flight, or may be, and probes go unanswered: busy, suspect or hung."""
     probe, traffic, hang_after = case.probe, case.traffic, case.hang_after
-    ago, working = case.moved_ago, f"{traffic.in_flight} in flight"
+    ago, working = case.moved_ago, case.work
     if ago is not None and ago <= progress_window(traffic, case.policy):
         return Verdict(VerdictKind.BUSY, f"misses probes ({probe.error}), but works: {working}, progressing")
-    if probe.progress is not None and probe.miss is Miss.SILENT:
-        words = "reported its progress until now and answers nothing any more"
+    surely = traffic.in_flight_known or case.told_work  # an idle process uses no CPU either
+    if surely and probe.progress is not None and probe.miss is Miss.SILENT and case.uses_no_cpu:
+        words = "reported its progress until now, answers nothing any more and uses no CPU"
         return Verdict(VerdictKind.HUNG, f"{words}: {probe.failures} probes accepted, none answered, {working}")
     signs = (probe.first_failure_at, probe.answered_at, traffic.completed_at, traffic.bytes_at)
     silent = case.now - max((at for at in signs if at is not None), default=0.0)
     if silent >= hang_after:
-        return Verdict(VerdictKind.HUNG, f"{working}, no answer and no progress for {silent:.0f} s")
+        kind = VerdictKind.HUNG if surely else VerdictKind.DEAD
+        return Verdict(kind, f"{working}, no answer and no progress for {silent:.0f} s")
     return Verdict(
         VerdictKind.SUSPECT,
-        f"misses probes ({probe.error}) with {working} and no progress seen; counts as hung after {hang_after:.0f} s",
+        f"misses probes ({probe.error}) and no progress is seen: {working}; "
+        f"counts as hung after {hang_after:.0f} s, {silent:.0f} s have gone by",
     )

@@ -1,12 +1,24 @@
-"""Where and when an instance may start: on one GPU, or one host without GPUs, one loads at a time."""
+"""Where and when an instance may start: on one GPU, or one host without GPUs, one loads at a time.
+
+That protects the one that loads, not at any price: while nobody serves, who has served before does not wait for a
+loader that takes far longer than loads have taken (`overdue`).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Set
 
-from hasupervisor.model import Phase, Policy, Seen, State, StepKind, Verdict, VerdictKind, World
+from hasupervisor.model import Phase, Policy, Record, Seen, State, StepKind, Verdict, VerdictKind, World
+
+LATE_AT_LEAST = 10.0
+"""Seconds that a loader has at least before it counts as overdue: one that loads from a cold disk is slower."""
+
+LIST_LASTS = 60.0
+"""Seconds for which the runtime's list is a fact. It is asked for every few seconds, so one that is older was not
+renewed, whatever the reason."""
 
 _GOOD = (VerdictKind.SERVING, VerdictKind.BUSY)
+_NOBODY: frozenset[str] = frozenset()
 
 
 def is_proven(seen: Seen) -> bool:
@@ -32,6 +44,14 @@ def list_is_old(seen: Seen, world: World) -> bool:
     return world.runtime.listed_at is None or world.runtime.listed_at <= acted
 
 
+def stale_list(world: World) -> str | None:
+    """Why nothing is decided from the runtime's list: it is old, though nobody says that the runtime is in trouble."""
+    listed = world.runtime.listed_at
+    if listed is None or world.runtime.trouble is not None or world.now - listed <= LIST_LASTS:
+        return None
+    return f"waits: the list of instances is {world.now - listed:.0f} s old"
+
+
 def was_started(seen: Seen) -> bool:
     """Whether the last step on it was a start that went well; the runtime's list may not show it yet."""
     if seen.outcomes:
@@ -39,11 +59,36 @@ def was_started(seen: Seen) -> bool:
     return seen.record.state is State.STARTING
 
 
-def why_no_start(name: str, loading: Mapping[str, bool], policy: Policy) -> str | None:
-    """Why `name` may not start in this cycle, or None. `loading` tells of every instance whether it loads now."""
+def known_load(records: Iterable[Record]) -> float | None:
+    """The longest that an instance took from its start to its first serving, as far as it was seen; None: never."""
+    return max((record.load_s for record in records if record.load_s is not None), default=None)
+
+
+def overdue(instances: Iterable[Seen], now: float) -> frozenset[str]:
+    """Who loads for longer than twice the time that loads have taken here. Who has loaded is not told apart."""
+    everybody = tuple(instances)
+    load = known_load(seen.record for seen in everybody)
+    if load is None:
+        return _NOBODY
+    limit = max(LATE_AT_LEAST, 2.0 * load)
+    return frozenset(s.record.name for s in everybody if (at := _began(s)) is not None and now - at > limit)
+
+
+def _began(seen: Seen) -> float | None:
+    """When its process was started, or was first seen where nobody knows."""
+    if seen.fact is None or seen.fact.phase is not Phase.RUNNING:
+        return None
+    return seen.fact.started_at if seen.fact.started_at is not None else seen.record.met_at
+
+
+def why_no_start(name: str, loading: Mapping[str, bool], policy: Policy, beside: Set[str] = _NOBODY) -> str | None:
+    """Why `name` may not start in this cycle, or None.
+
+    `loading` tells of every instance whether it loads now; those in `beside` are not waited for.
+    """
     if not policy.one_at_a_time:
         return None
-    others = sorted(other for other, loads in loading.items() if loads and other != name)
+    others = sorted(other for other, loads in loading.items() if loads and other != name and other not in beside)
     return f"waits until {others[0]} has loaded: one loads at a time" if others else None
 
 

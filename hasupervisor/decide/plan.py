@@ -5,15 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from hasupervisor.decide import brakes, placement, rollout, scaling, summary
+from hasupervisor.decide import brakes, placement, ports, rollout, scaling, summary
+from hasupervisor.decide.drain import QUIET
+from hasupervisor.decide.gate import Gate, Turn
 from hasupervisor.decide.gpu.cards import Cards, Ending, condemned, judge_cards, remember, shown
 from hasupervisor.decide.gpu.ledger import Ledger, Place
-from hasupervisor.decide.health import is_accused, judge
-from hasupervisor.decide.repair import QUIET, Gate, Turn, advance
+from hasupervisor.decide.health import is_accused, is_late, judge, stale_after
+from hasupervisor.decide.repair import advance
 from hasupervisor.decide.routing import is_routed, is_unrouted, proofs, table
 from hasupervisor.model import (
     AUTOSCALER,
+    Address,
     Cause,
+    Fact,
     Judged,
     Note,
     Operation,
@@ -32,6 +36,9 @@ from hasupervisor.model import (
 )
 from hasupervisor.model.gpu import CardJudged
 
+WATCHED_CYCLE = 0.5
+"""The same while somebody's answers have just begun to fail."""
+
 IDLE_CYCLE = 1.0
 """Seconds to the next cycle when nothing happens and nothing is awaited."""
 
@@ -42,8 +49,10 @@ def plan(world: World) -> Plan:
     """Decides one cycle. Pure: the same world gives the same plan, and the world is not changed."""
     before = {s.record.name: s.record for s in world.instances}
     world = scaling.adopt(world)
+    world, moves = ports.move(world)
     world, gone = _let_go(world)
-    notes = [Note(name, "gone", "is gone: no longer wanted") for name in gone]
+    notes = [*moves]
+    notes += [Note(name, "gone", "is gone: no longer wanted") for name in gone]
     problem = None
     looks = not world.settled or world.runtime.listed_at is None
     if looks:
@@ -83,6 +92,7 @@ def plan(world: World) -> Plan:
         summary=summary.sentence(world, judged),
         health=summary.health(world, judged, problems),
         proofs=proofs(judged),
+        blameless=_addresses(cause.names, judged) if cause is not None else frozenset(),
         prompts=frozenset(j.record.name for j in judged if _needs_prompt(j))
         | (cards.accused if cards else frozenset()),
         next_in=_next_in(world, judged),
@@ -90,6 +100,10 @@ def plan(world: World) -> Plan:
         room=books.room() if books is not None else None,
         no_room=books.no_room() if books is not None else None,
     )
+
+
+def _addresses(names: frozenset[str], judged: tuple[Judged, ...]) -> frozenset[Address]:
+    return frozenset(j.fact.address for j in judged if j.record.name in names and j.fact is not None)
 
 
 def _card_ranks(cards: Cards | None) -> scaling.Ranks:
@@ -120,20 +134,31 @@ def _resume(world: World) -> World:
         fact, record = seen.fact, seen.record
         if fact is None or fact.phase is not Phase.RUNNING or record.incarnation is not None:
             return seen
+        proven = _was_proven(record, fact)
         routed = fact.address in world.routed_at_start
+        if world.gateway.off:  # there is no table on the disk that would tell
+            routed = proven
         state = State.SERVING if routed else State.LOADING
         record = replace(
             record,
             incarnation=fact.runtime_id,
             met_at=world.now,
             in_rotation=routed,
-            serving_since=world.now if routed else None,
+            serving_since=world.now if routed or proven else None,
+            proven=fact.runtime_id if proven else None,
             state=state,
             since=record.since if record.state is state else 0.0,
         )
         return replace(seen, record=record)
 
     return replace(world, instances=tuple(take(seen) for seen in world.instances))
+
+
+def _was_proven(record: Record, fact: Fact) -> bool:
+    """Whether an earlier daemon has seen this very life serve. A container that was started anew keeps its id."""
+    if record.proven != fact.runtime_id or record.serving_since is None:
+        return False
+    return fact.started_at is None or fact.started_at <= record.serving_since
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,36 +182,43 @@ def _turns(
         for seen, verdict in pairs
     }
     good = frozenset(s.record.name for s, v in pairs if s.record.in_rotation and v.kind in _GOOD) - ends.keys()
-    disturbed = next((s.record.name for s, _ in pairs if _is_disturbed(s.record)), None)
+    overdue = placement.overdue(world.instances, world.now)
+    disturbed = {d.name: d for d in brakes.disturbances(world.instances)}
     books = cards.books if cards is not None else None
-    turns: list[Turn] = []
-    verdicts: list[Verdict] = []
-    for seen, verdict in pairs:
+    turned: dict[str, tuple[Turn, Verdict]] = {}
+    for seen, verdict in sorted(pairs, key=_waits_longest):
         name = seen.record.name
-        others = brakes.Around(pairs, cause, disturbed)
-        brake = brakes.why_no_disturbance(seen, verdict, others, world.policy, world.now)
-        in_cause = cause is not None and name in cause.names
+        others = brakes.Around(pairs, cause, tuple(disturbed.values()))
+        last = not (good - {name})
+        beside = overdue if last and seen.record.load_s is not None else frozenset[str]()
         around = _Around(
             loading=loading,
-            brake=brake,
-            last=not (good - {name}),
-            unheard=in_cause and brakes.nobody_is_heard(pairs, world.policy),
-            place=books.place(name, seen.record.gpus) if books is not None else Place(),
+            brake=brakes.why_no_disturbance(seen, verdict, others, world.policy, world.now),
+            last=last,
+            unheard=cause is not None and name in cause.names and brakes.nobody_is_heard(pairs, world.policy),
+            place=books.place(name, seen.record.gpus, beside) if books is not None else Place(),
+            beside=beside,
         )
         if name in ends:
-            verdict, around = _ended_by_gpu(verdict, ends[name], around, disturbed in (None, name), world)
+            other = brakes.waits_for(seen, verdict, others.disturbed, others, world.policy, world.now)
+            verdict, around = _ended_by_gpu(verdict, ends[name], around, other is None, world)
         elif cards is not None and name in cards.evictions:
             verdict = _nowhere_to_go(verdict, cards.evictions[name].why)
         turn = advance(seen, verdict, _gate(seen, world, around))
         if turn.step is not None and turn.step.kind is StepKind.START:
             loading[name] = True
             books = books.promise(name, turn.step.gpus) if books is not None else None
-        if _is_disturbed(turn.record):
-            disturbed = disturbed or name
-            cause = replace(cause, tried=cause.tried or name) if cause is not None and name in cause.names else cause
-        turns.append(turn)
-        verdicts.append(verdict)
-    return _Turned(tuple(turns), tuple(verdicts), books)
+        if (found := brakes.disturbance(turn.record)) is not None:
+            disturbed[name] = found
+        turned[name] = turn, verdict
+    in_order = [turned[seen.record.name] for seen in world.instances]
+    return _Turned(tuple(turn for turn, _ in in_order), tuple(verdict for _, verdict in in_order), books)
+
+
+def _waits_longest(pair: tuple[Seen, Verdict]) -> tuple[float, str]:
+    """Whoever has waited longest to be started has the first turn: one that fails and is tried again comes after it."""
+    record = pair[0].record
+    return record.waits_since if record.waits_since is not None else float("inf"), record.name
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,6 +230,7 @@ class _Around:
     last: bool  # nobody else serves well
     unheard: bool  # in a common cause, and nobody who serves answers probes
     place: Place  # where it may start now, as far as GPUs are concerned
+    beside: frozenset[str] = frozenset()  # loaders that it does not wait for
 
 
 def _ended_by_gpu(
@@ -215,11 +248,6 @@ def _ended_by_gpu(
 def _nowhere_to_go(verdict: Verdict, why: str) -> Verdict:
     """No other card has room: it is left to its own probes, for it may still work."""
     return replace(verdict, sentence=f"{verdict.sentence}; {why}, and no other GPU has room for it")
-
-
-def _is_disturbed(record: Record) -> bool:
-    """Healing has ended its living process, it does not serve again yet, and it is not given up."""
-    return record.disturbed_at is not None and record.parked_at is None and record.stuck is None
 
 
 def _gate(seen: Seen, world: World, around: _Around) -> Gate:
@@ -251,7 +279,7 @@ def _no_start(record: Record, world: World, around: _Around) -> str | None:
     """With a card of its own it waits for those that load on that card; without, for all on the host."""
     if around.place.why_not is not None or around.place.gpus:
         return around.place.why_not
-    return placement.why_no_start(record.name, around.loading, world.policy)
+    return placement.why_no_start(record.name, around.loading, world.policy, around.beside)
 
 
 def _asleep(world: World) -> str | None:
@@ -259,7 +287,7 @@ def _asleep(world: World) -> str | None:
         return f"waits: {world.runtime.trouble}"
     if not world.settled or world.runtime.listed_at is None:
         return "waits: the daemon has just started and looks before it acts"
-    return None
+    return placement.stale_list(world)
 
 
 def _paused(world: World) -> str | None:
@@ -333,8 +361,20 @@ def _needs_prompt(judged: Judged) -> bool:
     return unproven or probe.prompt_failures > 0 or is_accused(probe, judged.traffic)
 
 
+def _is_watched(judged: Judged, world: World) -> bool:
+    """Whether its answers are late, or missing for a short time: its CPU use is looked at, and may soon be decisive."""
+    probe, fact = judged.probe, judged.fact
+    if probe is None or fact is None or fact.phase is not Phase.RUNNING or not judged.record.in_rotation:
+        return False
+    late = is_late(probe, world.policy, world.now) and not probe.failures
+    began = probe.first_failure_at
+    return late or (bool(probe.failures) and began is not None and world.now - began < stale_after(world.policy))
+
+
 def _next_in(world: World, judged: tuple[Judged, ...]) -> float:
     if any(j.state is State.DRAINING for j in judged):
         return QUIET
+    if any(_is_watched(j, world) for j in judged):
+        return WATCHED_CYCLE
     due = [j.record.retry_at - world.now for j in judged if j.record.retry_at is not None]
     return max(0.05, min([IDLE_CYCLE, *(wait for wait in due if wait > 0)]))

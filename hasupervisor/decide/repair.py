@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
+from hasupervisor.decide import drain
+from hasupervisor.decide.gate import Gate, Turn
 from hasupervisor.model import (
     Cause,
     Fact,
@@ -11,7 +13,6 @@ from hasupervisor.model import (
     Leaving,
     Outcome,
     Phase,
-    Policy,
     Record,
     Seen,
     State,
@@ -21,14 +22,6 @@ from hasupervisor.model import (
     VerdictKind,
 )
 
-QUIET = 0.1
-"""Seconds without anything in flight, after nginx has let go, before the SIGTERM: a connection that a retired worker
-was just making is seen by then."""
-
-
-_FAILED = (VerdictKind.HUNG, VerdictKind.SICK, VerdictKind.DEAD)
-
-
 HOW = 10.0
 """Seconds that the runtime has to say how a process ended that is known to have ended. It is milliseconds behind; a
 runtime that hangs is in trouble, and known to be, before this is over."""
@@ -37,42 +30,14 @@ TROUBLE_RETRY = 10.0
 """Seconds until a start is tried again that the runtime's own trouble prevented."""
 
 
+MET_AT_ONCE = 10.0
+"""Seconds after its start within which a life must have been met for its load to be timed."""
+
+REMOVAL = 30.0
+"""Seconds that the runtime has to finish a removal that somebody else began; then the name counts as stuck."""
+
 STUCK_RETRY = 60.0
 """Seconds from a step that did not succeed to the next on what has ended by itself since."""
-
-
-@dataclass(frozen=True, slots=True)
-class Gate:
-    """What the rest of the house allows this instance in this cycle. A string is the reason why not."""
-
-    now: float
-    now_wall: float
-    jitter: float
-    policy: Policy
-    asleep: str | None = None  # nothing may be done at all: just started, runtime unreachable
-    paused: str | None = None
-    no_start: str | None = None  # another one loads on the same place, or no GPU has room
-    gpus: tuple[str, ...] = ()  # UUIDs of the cards that a start gets
-    no_disturbance: str | None = None  # a brake: living processes are left alone
-    bad_since: float = 0.0  # if it is bad: since when
-    drained: bool = False
-    list_is_old: bool = False  # the runtime's list was made before the last step on this instance ended
-    routed: bool = False  # nginx may send it new requests, as far as is proven
-    unrouted: bool = True  # nginx sends it nothing new, proven
-    last: bool = False  # nobody else serves well
-    keep_routed: bool = False  # nobody else is good: leave it in rotation although suspect
-    unheard: bool = False  # nobody answers probes, for one cause outside them: those that served may well serve
-    works: bool = False  # users' work is known to be in it
-
-
-@dataclass(frozen=True, slots=True)
-class Turn:
-    """What one instance does next, and why."""
-
-    record: Record
-    state: State
-    reason: str
-    step: Step | None = None
 
 
 def advance(seen: Seen, verdict: Verdict, gate: Gate) -> Turn:
@@ -89,9 +54,11 @@ def advance(seen: Seen, verdict: Verdict, gate: Gate) -> Turn:
         return _absent(record, gate)
     if fact.phase in (Phase.EXITED, Phase.CREATED):
         return _ended(record, fact, verdict, gate)
+    if fact.phase is Phase.REMOVING:
+        return _being_removed(record, verdict, gate)
     record = _live(record, fact, verdict, gate)
     if record.leaving is not None:
-        return _leave(record, fact, seen.traffic.in_flight, seen.traffic.in_flight_known, verdict, gate)
+        return _leave(record, seen, fact, verdict, gate)
     return _living(record, fact, verdict, gate)
 
 
@@ -178,7 +145,8 @@ def _absent(record: Record, gate: Gate) -> Turn:
     """The runtime has nothing of that name: start it, or say why not."""
     if record.incarnation is not None and record.leaving is None and gate.asleep is None:
         record = fail(record, "was removed by somebody else", gate, ended=record.incarnation)
-    record = replace(_calm(record), in_rotation=False, serving_since=None, incarnation=None)
+    waited = record.waits_since
+    record = replace(_calm(record), in_rotation=False, serving_since=None, incarnation=None, waits_since=None)
     if record.leaving is not None and record.leaving.cause is Cause.SCALE:
         return Turn(record, State.STOPPING, record.leaving.why)  # the next cycle ends its record
     record = replace(record, leaving=None)
@@ -193,6 +161,8 @@ def _absent(record: Record, gate: Gate) -> Turn:
         return Turn(record, State.BACKOFF, backoff_sentence(record, gate))
     waiting = gate.asleep or gate.paused or gate.no_start
     if waiting is not None:
+        if waiting is gate.no_start:
+            record = replace(record, waits_since=waited if waited is not None else gate.now)
         return Turn(record, State.BACKOFF if record.failures else State.STARTING, waiting)
     again = record.ended is not None or bool(record.failures)
     restarts = record.restarts + (1 if again else 0)
@@ -265,15 +235,25 @@ def _live(record: Record, fact: Fact, verdict: Verdict, gate: Gate) -> Record:
     return record
 
 
+def _being_removed(record: Record, verdict: Verdict, gate: Gate) -> Turn:
+    """Somebody else removes it. A removal that the runtime does not finish blocks the name: another one takes over."""
+    record = replace(record, in_rotation=False)
+    lasts = gate.now - record.since if record.state is State.STOPPING and record.since else 0.0
+    if lasts < REMOVAL or gate.asleep is not None:
+        return Turn(record, State.STOPPING, f"{verdict.sentence} by somebody else")
+    words = f"{verdict.sentence} by somebody else for {lasts:.0f} s, and does not go"
+    record = replace(record, stuck=words, leaving=None, disturbed_at=None)
+    return Turn(record, State.PARKED, words)
+
+
 def _living(record: Record, fact: Fact, verdict: Verdict, gate: Gate) -> Turn:
     match verdict.kind:
         case VerdictKind.SERVING:
-            return _serving(record, verdict, gate, may_join=True)
+            return _serving(record, fact, verdict, gate, may_join=True)
         case VerdictKind.BUSY:
-            return _serving(record, verdict, gate, may_join=False)
+            return _serving(record, fact, verdict, gate, may_join=False)
         case VerdictKind.UNKNOWN:
-            state = State.SERVING if record.in_rotation else record.state
-            return Turn(record, state, verdict.sentence)
+            return _unknown(record, verdict)
         case VerdictKind.LOADING:
             record = replace(record, in_rotation=False, serving_since=None)
             return Turn(record, State.LOADING, verdict.sentence)
@@ -283,16 +263,33 @@ def _living(record: Record, fact: Fact, verdict: Verdict, gate: Gate) -> Turn:
             return _heal(record, fact, verdict, gate)
 
 
-def _serving(record: Record, verdict: Verdict, gate: Gate, *, may_join: bool) -> Turn:
+def _unknown(record: Record, verdict: Verdict) -> Turn:
+    """Nobody could ask: no reason to act, and after a while (`verdict.since`) no reason to call it well either."""
+    if verdict.since is None:
+        return Turn(record, State.SERVING if record.in_rotation else record.state, verdict.sentence)
+    where = "stays in rotation" if record.in_rotation else "stays out of rotation"
+    return Turn(record, State.SUSPECT, f"{verdict.sentence}; {where}")
+
+
+def _serving(record: Record, fact: Fact, verdict: Verdict, gate: Gate, *, may_join: bool) -> Turn:
     """Proven. A busy one that was taken out comes back by an answered probe, not by its progress: no flapping."""
     if not record.in_rotation and not may_join and not gate.unheard:
         return Turn(record, State.SUSPECT, f"{verdict.sentence}; back in rotation once it answers a probe")
-    since = record.serving_since if record.serving_since is not None else gate.now
-    record = replace(record, in_rotation=True, serving_since=since)
+    if record.serving_since is None:
+        record = replace(record, serving_since=gate.now, load_s=_load_time(record, fact, gate))
+    record = replace(record, in_rotation=True, proven=fact.runtime_id)
     if not gate.routed:
         state = State.LOADING if record.state in (State.STARTING, State.LOADING) else State.SUSPECT
         return Turn(record, state, f"{verdict.sentence}; joins the gateway")
     return Turn(record, State.SERVING, verdict.sentence)
+
+
+def _load_time(record: Record, fact: Fact, gate: Gate) -> float | None:
+    """Seconds from its start to now, when it serves first; of one that nobody saw start, what was known before."""
+    met, started = record.met_at, fact.started_at
+    if met is None or started is None or met - started > MET_AT_ONCE:
+        return record.load_s
+    return gate.now - started
 
 
 def _suspect(record: Record, sentence: str, gate: Gate) -> Turn:
@@ -306,6 +303,8 @@ def _suspect(record: Record, sentence: str, gate: Gate) -> Turn:
 def _heal(record: Record, fact: Fact, verdict: Verdict, gate: Gate) -> Turn:
     """A living process that has to go: fence what hangs, drain what only ails. A brake or a pause holds both."""
     held = gate.asleep or gate.paused or gate.no_disturbance
+    if held is not None and verdict.kind is VerdictKind.HUNG:  # it is proven to serve nobody: no keep_routed for it
+        return Turn(replace(record, in_rotation=False), State.SUSPECT, f"{verdict.sentence}; left alone: {held}")
     if held is not None:
         return _suspect(record, f"{verdict.sentence}; left alone: {held}", gate)
     record = replace(record, bad_since=gate.bad_since)
@@ -318,71 +317,38 @@ def _heal(record: Record, fact: Fact, verdict: Verdict, gate: Gate) -> Turn:
     return Turn(record, State.DRAINING, f"restarts: {verdict.sentence}")
 
 
-def _leave(record: Record, fact: Fact, in_flight: int, known: bool, verdict: Verdict, gate: Gate) -> Turn:
-    """Out of nginx, then nothing in flight (or the timeout), then SIGTERM."""
+def _leave(record: Record, seen: Seen, fact: Fact, verdict: Verdict, gate: Gate) -> Turn:
+    """Out of nginx, then nothing in flight (or the time is over), then SIGTERM."""
     leaving = record.leaving
     assert leaving is not None
     record = replace(record, in_rotation=False)
     if gate.asleep is not None:
         return Turn(record, State.DRAINING, f"{leaving.why}; {gate.asleep}")
-    if record.ended != fact.runtime_id and (held := _called_off(leaving, verdict, gate)) is not None:
+    if record.ended != fact.runtime_id and (held := drain.called_off(leaving, verdict, gate)) is not None:
         record = replace(record, leaving=None, disturbed_at=None)
         if verdict.kind in (VerdictKind.SERVING, VerdictKind.BUSY):
             return _living(record, fact, verdict, gate)
         return _suspect(record, f"{verdict.sentence}; left alone: {held}", gate)
-    leaving = _wait(leaving, gate, quiet=gate.unrouted and known and in_flight == 0)
+    in_flight = drain.work_in(seen, leaving, gate)
+    leaving = drain.wait(leaving, gate, quiet=gate.unrouted and in_flight == 0)
+    leaving = replace(leaving, ends_at=drain.ends_at(leaving, seen, verdict, gate))
     record = replace(record, leaving=leaving)
-    if leaving.quiet_since is not None and gate.now - leaving.quiet_since >= QUIET:
+    if leaving.quiet_since is not None and gate.now - leaving.quiet_since >= drain.QUIET:
         return _stop(record, fact, StepKind.STOP, leaving.why, gate)
     if verdict.kind is VerdictKind.HUNG and gate.no_disturbance is None:
         return _stop(record, fact, StepKind.KILL, f"{leaving.why}; {verdict.sentence}", gate)
-    waited, limit = _drain_time(leaving, verdict, gate)
-    if waited >= limit:
-        what = f"{in_flight} still in flight" if known else "what is in flight cannot be counted"
-        return _stop(record, fact, StepKind.STOP, f"{leaving.why}; {what} after {waited:.0f} s", gate)
-    return Turn(record, State.DRAINING, f"{leaving.why}: {_draining(in_flight, known, gate)}")
-
-
-def _wait(leaving: Leaving, gate: Gate, *, quiet: bool) -> Leaving:
-    """Since when nginx has let go of it, and since when nothing is in flight either."""
-    unrouted = (leaving.unrouted_since if leaving.unrouted_since is not None else gate.now) if gate.unrouted else None
-    since = (leaving.quiet_since if leaving.quiet_since is not None else gate.now) if quiet else None
-    return replace(leaving, unrouted_since=unrouted, quiet_since=since)
-
-
-def _drain_time(leaving: Leaving, verdict: Verdict, gate: Gate) -> tuple[float, float]:
-    """Seconds waited, and when that is enough. One that can serve is not stopped while nginx sends it requests."""
-    failed = verdict.kind in _FAILED and gate.no_disturbance is None
-    since = leaving.since if failed else leaving.unrouted_since
-    limit = gate.policy.drain_timeout
-    if leaving.cause is Cause.HEAL:
-        limit = min(limit, gate.policy.hang_after)
-    return (gate.now - since if since is not None else 0.0), limit
-
-
-def _called_off(leaving: Leaving, verdict: Verdict, gate: Gate) -> str | None:
-    """Why healing (or the autoscaler) does not end it after all, or None: it has recovered, or a person or a brake."""
-    if leaving.cause is Cause.SCALE:
-        return gate.paused
-    if leaving.cause is not Cause.HEAL:
-        return None
-    if verdict.kind in (VerdictKind.SERVING, VerdictKind.BUSY):
-        return "it has recovered"
-    return gate.paused or gate.no_disturbance
-
-
-def _draining(in_flight: int, known: bool, gate: Gate) -> str:
-    if not gate.unrouted:
-        return "waits for nginx to let go of it"
-    if not known:
-        return "in flight cannot be counted, waits for the drain timeout"
-    return f"{in_flight} in flight" if in_flight else "nothing in flight"
+    since = drain.waited_since(leaving, verdict, gate)
+    if since is not None and leaving.ends_at is not None and gate.now >= leaving.ends_at:
+        what = f"{in_flight} still in flight" if in_flight is not None else "what is in flight cannot be counted"
+        return _stop(record, fact, StepKind.STOP, f"{leaving.why}; {what} after {gate.now - since:.0f} s", gate)
+    return Turn(record, State.DRAINING, f"{leaving.why}: {drain.words(leaving, in_flight, gate)}")
 
 
 def _stop(record: Record, fact: Fact, kind: StepKind, why: str, gate: Gate) -> Turn:
     leaving = record.leaving
     if leaving is not None and leaving.cause is Cause.HEAL:
-        record = fail(record, leaving.why, gate, ended=fact.runtime_id)
+        began = gate.now if record.ended != fact.runtime_id else record.disturbed_at
+        record = replace(fail(record, leaving.why, gate, ended=fact.runtime_id), disturbed_at=began)
     else:
         record = replace(record, ended=fact.runtime_id)
     step = Step(kind, record.name, why, runtime_id=fact.runtime_id, grace=gate.policy.stop_grace)
@@ -403,7 +369,7 @@ def parked_sentence(record: Record, gate: Gate) -> str:
     reason = record.last_failure.reason if record.last_failure else "failed"
     sentence = f"parked: {reason}, {len(record.failures)} failures"
     if gate.policy.park_retry <= 0:
-        return f"{sentence}; not tried again by itself"
+        return f"{sentence}; not tried again by itself (chatglm-hactl restart {record.name} does)"
     left = max(0.0, (record.parked_at or gate.now) + gate.policy.park_retry - gate.now)
     when = f"{left / 60:.0f} min" if left >= 60 else f"{left:.0f} s"
     return f"{sentence}; tried again in {when}"

@@ -32,6 +32,7 @@ class Membership:
 
 def membership(world: World, ranks: Ranks = NO_CARDS) -> Membership:
     """Brings the number of instances to what is wanted; an instance that is stuck does not count."""
+    world = _hurry(world)
     staying = [s for s in world.instances if _counts(s.record)]
     surplus = len(staying) - world.wants.desired
     if surplus > 0:
@@ -86,14 +87,33 @@ def victims(
     return tuple(seen.record.name for seen in sorted(staying, key=cost)[:count])
 
 
+def _hurry(world: World) -> World:
+    """A person who scales waits for it: what the autoscaler has let leave at its leisure leaves by drain.timeout."""
+    if not _by_hand(world):
+        return world
+
+    def take(seen: Seen) -> Seen:
+        leaving = seen.record.leaving
+        if leaving is None or not leaving.patient:
+            return seen
+        unrouted = world.now if leaving.unrouted_since is not None else None
+        leaving = replace(leaving, patient=False, since=world.now, unrouted_since=unrouted)
+        return replace(seen, record=replace(seen.record, leaving=leaving))
+
+    return replace(world, instances=tuple(take(seen) for seen in world.instances))
+
+
+def _by_hand(world: World) -> bool:
+    """Whether the wanted count is a person's, and not the autoscaler's."""
+    return world.wants.mode == "manual"
+
+
 def _fewer(world: World, names: Sequence[str]) -> Membership:
     going = frozenset(names)
     why = f"scaled down to {world.wants.desired}"
+    leaving = Leaving(Cause.SCALE, why, since=world.now, patient=not _by_hand(world))
     marked = tuple(
-        replace(s, record=replace(s.record, leaving=Leaving(Cause.SCALE, why, since=world.now)))
-        if s.record.name in going
-        else s
-        for s in world.instances
+        replace(s, record=replace(s.record, leaving=leaving)) if s.record.name in going else s for s in world.instances
     )
     notes = tuple(Note(name, "scale", f"leaves: {why}") for name in sorted(going))
     return Membership(marked, notes)

@@ -6,8 +6,23 @@ from collections.abc import Sequence
 
 from hasupervisor.decide.brakes import CommonCause
 from hasupervisor.decide.gpu.ledger import WAITS
-from hasupervisor.model import Cause, Colour, GatewayView, Judged, Phase, Problem, State, TrafficView, World
+from hasupervisor.decide.placement import stale_list
+from hasupervisor.model import (
+    Cause,
+    Colour,
+    GatewayView,
+    Judged,
+    Phase,
+    Problem,
+    State,
+    TrafficView,
+    VerdictKind,
+    World,
+)
 from hasupervisor.model.gpu import CardJudged
+
+LONG = 60.0
+"""Seconds after which a wait that should be short is a problem of its own, with the next command."""
 
 _COLOURS = {
     State.SERVING: Colour.GREEN,
@@ -37,9 +52,13 @@ def sentence(world: World, judged: Sequence[Judged]) -> str:
 
 
 def health(world: World, judged: Sequence[Judged], problems: Sequence[Problem]) -> Colour:
-    """Red when nothing serves although something should; green when all that is wanted serves and nothing is wrong."""
+    """Red when nothing serves although something should; green when all that is wanted serves and nothing is wrong.
+
+    Yellow where nobody knows: whoever is in rotation and cannot be asked may well serve.
+    """
     up = serving(judged)
-    if world.wants.desired > 0 and up == 0:
+    unknown = any(j.record.in_rotation and j.verdict.kind is VerdictKind.UNKNOWN for j in judged)
+    if world.wants.desired > 0 and up == 0 and not unknown:
         return Colour.RED
     return Colour.GREEN if up >= world.wants.desired and not problems else Colour.YELLOW
 
@@ -57,9 +76,12 @@ def problems(
         found.append(
             Problem("runtime", f"{world.runtime.trouble}; routing stays as it was", "chatglm-hactl history --since 10m")
         )
+    elif (old := stale_list(world)) is not None:
+        words = f"{old.removeprefix('waits: ')}; nothing is started or ended"
+        found.append(Problem("runtime", words, "chatglm-hactl doctor"))
     found.extend(_gateway_problems(world.gateway))
     if cause is not None:
-        words = f"common cause: {cause.sentence(world.now)}; restarts are held"
+        words = f"common cause: {cause.sentence(world.now)}; one at a time is restarted, to see whether it helps"
         found.append(Problem("service", words, "chatglm-hactl history --since 10m"))
     if membership is not None:
         found.append(Problem("service", membership, "chatglm-hactl config show"))
@@ -76,20 +98,33 @@ def _gateway_problems(gateway: GatewayView) -> list[Problem]:
 
 
 def _instance_problem(judged: Judged, world: World) -> Problem | None:
-    name = judged.record.name
+    hint = _hint(judged, world)
+    return Problem(judged.record.name, judged.reason, f"chatglm-hactl {hint}") if hint is not None else None
+
+
+def _hint(judged: Judged, world: World) -> str | None:
+    """The next command for whoever is not well, or is held for longer than things take; None: nothing is wrong."""
+    name, record = judged.record.name, judged.record
+    held = world.wants.pause is not None and "paused by" in judged.reason
     match judged.state:
-        case State.PARKED if judged.record.stuck is not None:
-            return Problem(name, judged.reason, f"chatglm-hactl explain {name}")
+        case State.PARKED if record.stuck is not None:
+            return f"explain {name}"
         case State.PARKED if name in world.wants.drained:
-            return Problem(name, judged.reason, f"chatglm-hactl undrain {name}")
+            return f"undrain {name}"
+        case State.SUSPECT | State.STARTING | State.BACKOFF if held:
+            return "resume"
         case State.STARTING | State.BACKOFF if judged.reason.startswith(WAITS):
-            return Problem(name, judged.reason, "chatglm-hactl gpu list")
+            return "gpu list"
         case State.BACKOFF | State.PARKED:
-            return Problem(name, judged.reason, f"chatglm-hactl logs {name} --last-failure")
+            return f"logs {name} --last-failure"
+        case State.STARTING if record.waits_since is not None and world.now - record.waits_since > LONG:
+            return f"explain {name}"
         case State.SUSPECT:
-            return Problem(name, judged.reason, f"chatglm-hactl explain {name}")
-        case State.DRAINING if judged.record.leaving is not None and judged.record.leaving.cause is Cause.HEAL:
-            return Problem(name, judged.reason, f"chatglm-hactl explain {name}")
+            return f"explain {name}"
+        case State.DRAINING if record.leaving is not None and record.leaving.cause is Cause.HEAL:
+            return f"explain {name}"
+        case State.DRAINING if record.leaving is not None and record.leaving.unrouted_since is None:
+            return "nginx test" if world.now - record.leaving.since > LONG else None
         case _:
             return None
 

@@ -44,9 +44,14 @@ def seconds(fault: Fault, hang_after: float) -> float:
 
 
 def choose(snapshot: Snapshot) -> Judged | None:
-    """Whom a drill hits where nobody names one: it serves, and has the least in flight; the last of equals."""
+    """Whom a drill hits where nobody names one: of those that serve, who is known to have the least in flight."""
     serving = [judged for judged in snapshot.instances if judged.state is State.SERVING]
-    return min(reversed(serving), key=lambda judged: judged.traffic.in_flight, default=None)
+    return min(reversed(serving), key=_work, default=None)
+
+
+def _work(judged: Judged) -> tuple[bool, int]:
+    """What it has in flight; one of which that cannot be seen may be busy, and comes after all the others."""
+    return not judged.traffic.in_flight_known, judged.traffic.in_flight
 
 
 def objections(fault: Fault, target: Judged | None, snapshot: Snapshot, around: Around) -> tuple[str, ...]:

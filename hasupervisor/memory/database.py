@@ -57,6 +57,12 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
     (samples.CREATE,),
     (cards.CREATE,),
     (lessons.CREATE,),
+    ("ALTER TABLE samples ADD COLUMN turned_away REAL",),
+    (
+        "ALTER TABLE records ADD COLUMN proven TEXT",
+        "ALTER TABLE records ADD COLUMN serving_since REAL",
+        "ALTER TABLE records ADD COLUMN load_s REAL",
+    ),
 )
 
 _PRAGMAS = (

@@ -51,7 +51,10 @@ class Entry:
 
 
 def lasting(record: Record) -> Record:
-    """The record without what the next daemon sees for itself (its verdict, its place in the rotation)."""
+    """The record without what the next daemon sees for itself (its verdict, its place in the rotation).
+
+    What only the past can tell is kept: that this very life has served, and how long it took to load.
+    """
     tail = record.last_failure.tail if record.last_failure else ""
     failure = replace(record.last_failure, tail=end_of(tail)) if record.last_failure else None
     return Record(
@@ -69,6 +72,9 @@ def lasting(record: Record) -> Record:
         bad_since=record.bad_since if record.disturbed_at is not None else None,  # otherwise it is seen anew
         disturbed_at=record.disturbed_at,
         ended=record.ended,
+        proven=record.proven,
+        serving_since=record.serving_since if record.proven is not None else None,
+        load_s=record.load_s,
     )
 
 
@@ -98,6 +104,9 @@ def record_row(record: Record, moment: Moment) -> Row:
         "disturbed_at": moment.to_wall(record.disturbed_at),
         "stuck": record.stuck,
         "ended": record.ended,
+        "proven": record.proven,
+        "serving_since": moment.to_wall(record.serving_since),
+        "load_s": record.load_s,
         "state": record.state.value,
         "since": record.since_wall,
         "saved_at": moment.wall,
@@ -136,6 +145,9 @@ def record_of(row: Row, moment: Moment) -> Record:
         bad_since=monotonic("bad_since"),
         disturbed_at=monotonic("disturbed_at"),
         ended=_maybe_text(row, "ended"),
+        proven=_maybe_text(row, "proven"),
+        serving_since=monotonic("serving_since"),
+        load_s=_maybe_number(row, "load_s"),
     )
 
 

@@ -35,6 +35,7 @@ class Fact:
     oom_killed: bool = False
     image: str = ""  # image reference, or the command for a process
     gpus: tuple[str, ...] = ()  # UUIDs
+    inside_port: int | None = None  # where it listens in a network namespace of its own; None: as in `address`
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,13 +83,15 @@ class ProbeView:
     """The evidence that probes have gathered of one incarnation (runtime_id) of an instance.
 
     `failures` and `successes` count in a row; a failure that was ours (a late event loop, no file descriptors) is not
-    counted at all. An answer of "unhealthy" is an answer, not a failure.
+    counted at all: `unasked` tells of it, and everything else is as old as it was. An answer of "unhealthy" is an
+    answer, not a failure.
     """
 
     runtime_id: str
     said: Said | None = None  # the last answer; None: never answered
     reason: str = ""  # with UNHEALTHY: the instance's own words
     answered_at: float | None = None
+    ended_at: float | None = None  # when the last question ended, answered or missed: the age of all that is said here
     asked_at: float | None = None  # when the last question that was answered "healthy" had been put
     successes: int = 0  # healthy answers in a row
     unhealthies: int = 0  # answers "unhealthy" in a row
@@ -97,11 +100,14 @@ class ProbeView:
     miss: Miss | None = None  # of the last failure
     error: str = ""  # of the last failure, in words
     progress: Progress | None = None  # the last reported, None: the instance does not report it
+    progress_at: float | None = None  # when that was; an answer may leave it out
     progressed_at: float | None = None  # when steps or tokens last grew, or it was last seen idle
     prompted_at: float | None = None  # when the last synthetic prompt ended
     prompt_ok: bool | None = None
     prompt_error: str = ""
     prompt_failures: int = 0  # in a row
+    unasked: str = ""  # why the last question could not be put, in words; empty: it was put
+    unasked_since: float | None = None  # none could be put since then
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +115,8 @@ class TrafficView:
     """Real traffic of one instance over the last minute, from nginx's access log and the kernel's connection table."""
 
     in_flight: int = 0  # established connections to its address that are not our own
-    in_flight_known: bool = True  # False: the kernel could not be asked
+    in_flight_known: bool = True  # False: some cannot be seen, so that there may be more
+    in_flight_at: float | None = None  # as of then; a container is looked into a few times a second. None: not at all
     completed_at: float | None = None  # last time a request of a user was answered 2xx-4xx by it
     bytes_at: float | None = None  # last time bytes are known to have flowed
     qps: float = 0.0
@@ -155,3 +162,4 @@ class Outcome:
     tail: str = ""  # an ended instance's last output
     stuck: bool = False  # the runtime could not end or remove it within the deadline
     trouble: bool = False  # the runtime as a whole could not be asked: says nothing of the instance
+    port_taken: bool = False  # of a start: somebody else has its port

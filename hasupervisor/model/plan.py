@@ -88,6 +88,7 @@ class Routing:
 class Verdict:
     kind: VerdictKind
     sentence: str  # why, for people
+    since: float | None = None  # with UNKNOWN: how it was then is the last that is known; None: it has just come to be
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,6 +171,7 @@ class Plan:
     health: Colour
     prompts: frozenset[str] = frozenset()  # instances whose synthetic prompt should be asked soon
     proofs: tuple[tuple[Address, float], ...] = ()  # who serves, and when the question it answered last was put
+    blameless: frozenset[Address] = frozenset()  # who turned bad together, so that no request is to blame
     next_in: float = 1.0  # seconds until the next cycle is due when nothing happens
     cards: tuple[CardJudged, ...] = ()
     room: int | None = None  # how many more instances find a place on the GPUs; None: no GPU limits them

@@ -36,6 +36,8 @@ class Leaving:
     since: float
     quiet_since: float | None = None  # out of nginx with nothing in flight since then
     unrouted_since: float | None = None  # nginx has let go of it since then: the drain timeout counts from here
+    patient: bool = False  # nobody waits for its end: what flows through it is never cut
+    ends_at: float | None = None  # it is ended then at the latest, if nothing flows from now on; None: not counted yet
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,9 +69,13 @@ class Record:
     disturbed_at: float | None = None  # healing ended its living process; this and bad_since hold until it serves again
     incarnation: str | None = None  # runtime_id of the life that is lived now
     met_at: float | None = None  # when this daemon saw that life for the first time
+    proven: str | None = None  # runtime_id of the last life that was in rotation; outlives the daemon
+    load_s: float | None = None  # seconds that the last life that came up took from its start to its first serving
+    waits_since: float | None = None  # it is due to be started, and something else holds that since then
     ended: str | None = None  # runtime_id of the last life whose end has been counted
     acted_at: float = 0.0  # when the last step on it ended: an older list does not know of it
     leaving: Leaving | None = None
+    refused_ports: frozenset[int] = frozenset()  # that others were found to have, since it last started
     gpus: tuple[str, ...] = ()  # UUIDs of the cards that its last start was given
     poisoned: Poisoned | None = None
     operation: str | None = None  # id of the operation that moves it

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 EVENT_STREAM = "text/event-stream"
 CLIENT_LEFT = 499
 OVERLOADED = 503
+AT_ONCE = 1.0  # seconds within which a client leaves for reasons of its own, whatever the load
 
 _BETWEEN = re.compile(r", | : ")
 _LEADING_ZEROS = re.compile(r'"st":0+(?=\d)')
@@ -38,11 +39,36 @@ class Request:
     """One request of a user, as it ended."""
 
     path: str
+    method: str
     status: int  # what the client was told; CLIENT_LEFT: it did not wait
     seconds: float  # from its first byte to the last of the answer, waiting included
     sent: int  # bytes to the client
     stream: bool
     tries: tuple[Try, ...]
+
+    @property
+    def tells_of_the_load(self) -> bool:
+        """Whether it asked a model to answer (POST / or POST /v1/*), was not refused for what it is, nor left at once.
+
+        Any other request costs an instance next to nothing.
+        """
+        if self.method != "POST" or not (self.path == "/" or self.path.startswith("/v1/")):
+            return False
+        if 400 <= self.status < CLIENT_LEFT:
+            return False
+        return not self.was_left or self.seconds >= AT_ONCE
+
+    @property
+    def waited_s(self) -> float | None:
+        """What a user waited for an answer; who left before it came waited that long at least. None: no telling."""
+        if not self.tells_of_the_load or self.status >= 500:
+            return None
+        return self.seconds if self.was_left else self.latency_s
+
+    @property
+    def was_left(self) -> bool:
+        """Whether the client left before any instance had begun to answer."""
+        return self.status == CLIENT_LEFT and (not self.tries or self.tries[-1].first_byte_s is None)
 
     @property
     def latency_s(self) -> float | None:
@@ -66,6 +92,7 @@ def read_line(datagram: bytes) -> Request:
         # nginx writes these as bare numbers; the lists are strings, empty when nobody was tried.
         return Request(
             path=line["u"],
+            method=line["m"],
             status=int(line["st"]),
             seconds=float(line["rt"]),
             sent=int(line["bo"]),

@@ -28,16 +28,24 @@ class _Sample:
 
 
 class CpuUse:
-    """Compares the CPU time of each instance's process tree from look to look; a look costs about 50 us each."""
+    """Compares the CPU time of each instance's process tree from look to look; a look costs about 50 us each.
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    `is_its(name, pid)` tells whether that process of this host is the instance's: a remote engine's pids are others'.
+    """
+
+    def __init__(
+        self,
+        clock: Callable[[], float] = time.monotonic,
+        is_its: Callable[[str, int], bool] = lambda name, pid: True,
+    ) -> None:
         self._clock = clock
+        self._is_its = is_its
         self._samples: dict[str, _Sample] = {}
 
     def look(self, name: str, pid: int | None) -> float | None:
         """Since when the processes under `pid` have used no CPU to speak of; None: they do, or nobody knows."""
         now = self._clock()
-        ticks = tree_ticks(pid) if pid is not None else None
+        ticks = tree_ticks(pid) if pid is not None and self._is_its(name, pid) else None
         if pid is None or ticks is None:
             self._samples.pop(name, None)
             return None
@@ -48,41 +56,62 @@ class CpuUse:
         passed = now - before.at
         if passed < 0.5:  # a tick is 10 ms: less than this says nothing
             return before.idle_since
-        is_busy = (ticks - before.ticks) / TICKS >= BUSY * passed
+        # Less than before: one of them has ended, and what it had worked went with it.
+        is_busy = ticks < before.ticks or (ticks - before.ticks) / TICKS >= BUSY * passed
         idle_since = None if is_busy else (before.idle_since if before.idle_since is not None else before.at)
         self._samples[name] = _Sample(pid, now, ticks, idle_since)
         return idle_since
 
 
-def tree_ticks(pid: int) -> int | None:
-    """User and system time of a process and all its descendants, in clock ticks; None: it cannot be read."""
-    total = _ticks(pid)
-    if total is None:
+def tree_ticks(pid: int, proc: Path = PROC) -> int | None:
+    """User and system time of a process and all its descendants, in clock ticks; None: some of it cannot be read."""
+    total, children = _ticks(pid, proc), _children(pid, proc)
+    if total is None or children is None:
         return None
-    for child in _children(pid):
-        total += tree_ticks(child) or 0  # one that ended meanwhile has none
+    for child in children:
+        ticks = tree_ticks(child, proc)
+        if ticks is None:
+            if _lives(child):
+                return None
+            continue  # it ended meanwhile
+        total += ticks
     return total
 
 
-def _ticks(pid: int) -> int | None:
+def _ticks(pid: int, proc: Path) -> int | None:
     try:
-        stat = (PROC / str(pid) / "stat").read_bytes()
+        stat = (proc / str(pid) / "stat").read_bytes()
     except OSError:
         return None
     fields = stat[stat.rindex(b")") + 2 :].split()  # the name before it may hold anything
     return int(fields[11]) + int(fields[12])
 
 
-def _children(pid: int) -> list[int]:
-    """Children of all threads; empty where the kernel does not tell (CONFIG_PROC_CHILDREN)."""
+def _children(pid: int, proc: Path) -> list[int] | None:
+    """Children of all threads; None where the kernel does not tell (CONFIG_PROC_CHILDREN) or may not be asked."""
     children: list[int] = []
     try:
-        threads = list((PROC / str(pid) / "task").iterdir())
+        threads = list((proc / str(pid) / "task").iterdir())
     except OSError:
-        return children
+        return None
     for thread in threads:
         try:
             children.extend(int(child) for child in (thread / "children").read_bytes().split())
+        except (FileNotFoundError, ProcessLookupError):
+            if thread.exists():
+                return None
+            continue  # the thread ended meanwhile
         except OSError:
-            continue
+            return None
     return children
+
+
+def _lives(pid: int) -> bool:
+    """Whether there is such a process, seen or hidden."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

@@ -95,6 +95,12 @@ def life_of(fact: Fact) -> Life | None:
     return Life(fact.runtime_id, fact.pid)
 
 
+def is_process_of(pid: int, started_at: float) -> bool:
+    """Whether a process of that pid is here that started when an instance did (monotonic): it is that instance's."""
+    ticks = _started(pid)
+    return ticks is not None and abs(_monotonic(ticks) - started_at) <= APART
+
+
 def _open(pid: int, started_at: float | None) -> int | None:
     """A pidfd of the process that an instance was started as; None when it is gone, or the pid is another's now."""
     before = _started(pid)

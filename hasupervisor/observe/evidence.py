@@ -16,13 +16,17 @@ def answered(view: ProbeView, health: Health, now: float, asked_at: float) -> Pr
         said=health.said,
         reason=health.reason,
         answered_at=now,
+        ended_at=now,
         asked_at=asked_at if health.said is Said.HEALTHY else view.asked_at,
         successes=view.successes + 1 if health.said is Said.HEALTHY else 0,
         unhealthies=view.unhealthies + 1 if health.said is Said.UNHEALTHY else 0,
         failures=0,
         first_failure_at=None,
         progress=progress,
+        progress_at=now if health.progress is not None else view.progress_at,
         progressed_at=now if _moved(view.progress, health.progress) else view.progressed_at,
+        unasked="",
+        unasked_since=None,
     )
 
 
@@ -30,12 +34,30 @@ def missed(view: ProbeView, miss: Miss, words: str, now: float) -> ProbeView:
     """The view after a failure that was noticed at `now`."""
     return replace(
         view,
+        ended_at=now,
         successes=0,
         failures=view.failures + 1,
         first_failure_at=now if view.first_failure_at is None else view.first_failure_at,
         miss=miss,
         error=words,
+        unasked="",
+        unasked_since=None,
     )
+
+
+def unasked(view: ProbeView, why: str, now: float) -> ProbeView:
+    """The view after a question that could not be put: nothing is known anew, and what is known grows old."""
+    return replace(view, unasked=why, unasked_since=now if view.unasked_since is None else view.unasked_since)
+
+
+def lost(view: ProbeView, why: str, now: float) -> ProbeView:
+    """The view after the watch itself broke: what it knew may be wrong, so nothing is known since then."""
+    return unasked(ProbeView(view.runtime_id, unasked_since=view.unasked_since), why, now)
+
+
+def lost_prompt(view: ProbeView, why: str, now: float) -> ProbeView:
+    """The view after the prompts broke: whether it answers one is not known since then."""
+    return replace(view, prompted_at=None, prompt_ok=None, prompt_error="", prompt_failures=0)
 
 
 def prompted(view: ProbeView, fault: str, now: float) -> ProbeView:
@@ -86,4 +108,5 @@ def _essence(view: ProbeView) -> tuple[object, ...]:
         view.prompt_ok,
         view.prompt_failures,
         view.progressed_at is None,
+        view.unasked_since is None,
     )

@@ -82,8 +82,9 @@ class Card:
         said["throttle"] = self._ask("nvmlDeviceGetCurrentClocksThrottleReasons")
         now = time.monotonic()
         if self._processes_at is None or now - self._processes_at >= processes_every:
-            running = self._ask("nvmlDeviceGetComputeRunningProcesses_v3") or []
-            said["processes"] = [[one.pid, one.usedGpuMemory] for one in running]
+            running = self._ask("nvmlDeviceGetComputeRunningProcesses_v3")
+            if running is not None:  # a driver that has no such list does not say that nobody is there
+                said["processes"] = [[one.pid, one.usedGpuMemory] for one in running]
             self._processes_at = now
         return said
 

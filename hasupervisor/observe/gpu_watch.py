@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from hasupervisor.model import Fact
-from hasupervisor.model.gpu import CardRecord, DriverState, Gpus, Incident, KernelLogView, Xid
+from hasupervisor.model.gpu import CardRecord, DriverState, DriverView, Gpus, Incident, KernelLogView, Xid
 from hasupervisor.observe.gpu_recall import recall
 from hasupervisor.observe.gpus import GpuSense
 from hasupervisor.observe.kernel_log import KMSG, KernelLog
-from hasupervisor.observe.owners import Owners
+from hasupervisor.observe.owners import Owners, Sight
 from hasupervisor.runtimes.keeper import boot_id
 
 
@@ -36,8 +37,10 @@ class GpuWatch:
     def look(self, facts: Sequence[Fact], records: Mapping[str, CardRecord]) -> Gpus:
         """All that is known now. Faults are handed out once: whoever looks has to act on them."""
         driver = recall(self._nvml.view(), records, self._boot)
+        if not self._owners.comparable:
+            driver = _without_processes(driver)
         pids = {process.pid for card in driver.cards if card.fact is not None for process in card.fact.processes}
-        dead = frozenset(pid for pid in pids if not _exists(pid))
+        dead = frozenset(pid for pid in pids if self._owners.sight(pid) is Sight.GONE)
         owners = self._owners.learn(pids, facts) if pids else {}
         xids = (*self._kernel.take_xids(), *self._nvml.take_xids())
         return Gpus(
@@ -58,8 +61,13 @@ class GpuWatch:
         if xid.pid is None:
             return Incident(xid)
         owner = self._owners.of(xid.pid, facts)
-        return Incident(xid, owner, foreign=owner is None and _exists(xid.pid))
+        return Incident(xid, owner, foreign=owner is None and self._owners.sight(xid.pid) is Sight.SEEN)
 
 
-def _exists(pid: int) -> bool:
-    return (Path("/proc") / str(pid)).exists()
+def _without_processes(driver: DriverView) -> DriverView:
+    """In a pid namespace of our own the driver lists none of the host's processes, or by numbers that we cannot use."""
+    cards = (
+        card if card.fact is None else replace(card, fact=replace(card.fact, processes=(), processes_at=None))
+        for card in driver.cards
+    )
+    return replace(driver, cards=tuple(cards))

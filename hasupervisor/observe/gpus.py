@@ -69,6 +69,7 @@ class GpuSense:
         self._touching: int | str = DRIVER
         self._uuid: str | None = None  # of the card that is touched, if it has said it
         self._count: int | None = None
+        self._told_broken: set[str] = set()  # defects, each told once
         self._failures = 0  # starts of NVML in a row that came to nothing
         self._task: asyncio.Task[None] | None = None
         self._child: GpuProcess | None = None
@@ -115,6 +116,8 @@ class GpuSense:
             except OSError as error:
                 words = f"no process can be started that asks NVML: {error.strerror or error}; ulimit -u, free -m"
                 pause = self._failed(DriverState.FAILED, words)
+            except Exception as error:
+                pause = self._broke_here(error)
             await self._rest(pause)
 
     async def _one_child(self) -> float:
@@ -176,7 +179,7 @@ class GpuSense:
             changed = self._round_over(int(words["end"]), now)
             within += self._pace.period
         if changed:
-            self._on_change()
+            self._tell()
         return within
 
     def _round_over(self, count: int, now: float) -> bool:
@@ -200,7 +203,7 @@ class GpuSense:
             wait = min(self._pace.retry * 2 ** (card.silences - 1), self._pace.retry_max)
             card.retry_at = self._clock() + wait
             log.warning("a GPU does not answer; it is left alone for now", gpu=card.uuid or card.index, retry_s=wait)
-            self._on_change()
+            self._tell()
             return card, 0.0
         words = _wedged(f"NVML has given no answer in {self._pace.driver:g} s")
         return DRIVER, self._failed(DriverState.WEDGED, words)
@@ -214,6 +217,13 @@ class GpuSense:
         if self._failures == 0 and self._driver.state is DriverState.OK:
             self._failures = 1
             return self._pace.period  # once is no news: the figures get a little older
+        return self._failed(DriverState.FAILED, words)
+
+    def _broke_here(self, error: Exception) -> float:
+        """A defect of ours: told once for as long as it lasts. What was seen before is not seen any more."""
+        words = f"what NVML says cannot be understood: {error!r}; chatglm-hactl history --since 10m"
+        if (self._driver.state, self._driver.sentence) != (DriverState.FAILED, words):
+            log.error("BUG: asking NVML failed; another process is started that asks it", exc_info=error)
         return self._failed(DriverState.FAILED, words)
 
     def _down(self, code: int, words: str) -> float:
@@ -237,7 +247,7 @@ class GpuSense:
         self._failures += 1
         if self._stand(state, sentence):
             log.info("GPUs cannot be seen", state=state.value, reason=sentence)
-            self._on_change()
+            self._tell()
         most = pace.again_max if self._cards.any() or state is not DriverState.ABSENT else pace.again_absent
         return float(min(pace.again * 2 ** min(self._failures - 1, 16), most))
 
@@ -249,6 +259,15 @@ class GpuSense:
         since = before.since if before.state is state else self._clock()
         self._driver = replace(before, state=state, sentence=sentence, since=since)
         return True
+
+    def _tell(self) -> None:
+        """Whoever is told may break; the sense goes on all the same."""
+        try:
+            self._on_change()
+        except Exception as error:
+            if repr(error) not in self._told_broken:
+                self._told_broken.add(repr(error))
+                log.exception("BUG: news of the GPUs was not taken in; this is told once")
 
     # --- those left behind --------------------------------------------------------------------------------------------
 

@@ -42,6 +42,7 @@ class InstanceSense:
         self._strangers: frozenset[str] = frozenset()
         self._strangers_at: float | None = None
         self._failures = 0  # in a row
+        self._told_broken: set[str] = set()  # defects, each told once
         self._wanted = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -128,7 +129,9 @@ class InstanceSense:
         except TimeoutError:
             return f"the runtime gave no answer in {PATIENCE:g} s"
         except Exception as error:
-            log.exception(f"BUG: the runtime's {what} failed; the old list stands, the next one tries again")
+            if repr(error) not in self._told_broken:
+                self._told_broken.add(repr(error))
+                log.exception(f"BUG: the runtime's {what} failed; the old list stands, the next one tries again")
             return f"the runtime's {what} failed: {error!r}"
         return None
 
@@ -164,7 +167,16 @@ class InstanceSense:
         self._view = replace(listed, facts=tuple(self._corrected(fact) for fact in listed.facts))
         first = before.listed_at is None
         if wanted or first or replace(before, listed_at=None) != replace(self._view, listed_at=None):
+            self._tell()
+
+    def _tell(self) -> None:
+        """Whoever is told may break; the list goes on all the same."""
+        try:
             self._on_change()
+        except Exception as error:
+            if repr(error) not in self._told_broken:
+                self._told_broken.add(repr(error))
+                log.exception("BUG: the list of instances was not taken in; this is told once, the next one comes")
 
     def _corrected(self, fact: Fact) -> Fact:
         died_at = self._deaths.ended_at(fact)

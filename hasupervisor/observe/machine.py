@@ -9,8 +9,11 @@ class Machine:
     """What is used since the last look. One look costs well under a millisecond."""
 
     def __init__(self) -> None:
-        psutil.cpu_percent(None)  # the first says nothing: it has nothing to compare with
+        self.look()  # the first says nothing: it has nothing to compare with
 
-    def look(self) -> tuple[float, float]:
-        """Percent of all cores in use since the last look, and of the memory now."""
-        return float(psutil.cpu_percent(None)), float(psutil.virtual_memory().percent)
+    def look(self) -> tuple[float | None, float | None]:
+        """Percent of all cores in use since the last look, and of the memory now. None: they cannot be read now."""
+        try:
+            return float(psutil.cpu_percent(None)), float(psutil.virtual_memory().percent)
+        except OSError:  # no descriptor is left to read them with
+            return None, None

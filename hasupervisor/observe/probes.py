@@ -59,6 +59,8 @@ class Probes:
                 self._drop(name)
                 self._begin(Watch(name, fact.address, self._settings, self._around, ProbeView(fact.runtime_id)))
             elif followed.watch.address != fact.address or followed.task.done():
+                if followed.task.done():
+                    followed.watch.lose("its watch ended")
                 self._drop(name)
                 followed.watch.address = fact.address
                 self._begin(followed.watch)

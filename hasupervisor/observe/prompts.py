@@ -36,7 +36,7 @@ class Prompter:
         self.is_locked = False  # the last prompt was turned away for want of a key
 
     async def ask(self, address: Address, prompt: str, timeout: float, busy: Callable[[], bool]) -> Prompted:
-        """Prompts, within `timeout` seconds for everything. `busy` tells whether users' work is in flight.
+        """Prompts, within `timeout` seconds for everything. `busy` tells whether users' work may be in flight.
 
         Raises NotAsked when the failure is ours.
         """

@@ -23,16 +23,17 @@ NLMSG_ERROR, NLMSG_DONE = 2, 3
 REQUEST_DUMP = 0x301  # NLM_F_REQUEST | NLM_F_ROOT | NLM_F_MATCH
 INET_DIAG_REQ_BYTECODE = 1
 INET_DIAG_INFO = 2
-SOURCE_GE, SOURCE_LE, TARGET_GE, TARGET_LE = 2, 3, 4, 5  # inet_diag bytecode: compare a port
+JUMP, SOURCE_GE, SOURCE_LE, TARGET_GE, TARGET_LE = 1, 2, 3, 4, 5  # inet_diag bytecode: GE, LE compare a port
 
 MESSAGE = 88  # bytes of nlmsghdr (16) and inet_diag_msg (72); attributes follow
-LAST_DATA_RECV, BYTES_RECEIVED = 52, 128  # offsets in struct tcp_info
+LAST_DATA_SENT, LAST_DATA_RECV, BYTES_ACKED, BYTES_RECEIVED = 44, 52, 120, 128  # offsets in struct tcp_info
 RECEIVE = 64 * 1024  # the kernel fills at most 32 kB at a time
 PROC_NET = Path("/proc/net")
 PATIENCE = 0.5  # seconds; the kernel answers at once or not at all
 
 
-UNTOLD = (0, 0)  # of received, heard_ms
+MAPPED = bytes(10) + b"\xff\xff"  # what an IPv6 address begins with that stands for an IPv4 one
+UNTOLD = (0, 0, 0, 0)  # of sent_ms, heard_ms, sent, received
 
 
 class SocketRow(NamedTuple):
@@ -43,22 +44,38 @@ class SocketRow(NamedTuple):
     local: bytes
     remote: bytes
     inode: int
-    received: int = 0  # bytes of payload ever received; 0 as well when not told
+    sent_ms: int = 0  # since payload was last sent; means something only when `sent` is not 0
     heard_ms: int = 0  # since payload was last received; means something only when `received` is not 0
+    sent: int = 0  # bytes of payload that the other end has acknowledged; 0 as well when not told
+    received: int = 0  # bytes of payload ever received; 0 as well when not told
 
 
-def tcp_sockets(state: int, local: range | None = None, remote: range | None = None) -> list[SocketRow]:
-    """All TCP sockets (IPv4 and IPv6) in `state` whose ports are in the ranges given (of step 1).
+def tcp_sockets(state: int, local: range | None = None) -> list[SocketRow]:
+    """All TCP sockets (IPv4 and IPv6) in `state` whose own port is in the range given (of step 1).
 
     Sockets of this network namespace only. Raises OSError when neither netlink nor /proc can be asked.
     """
-    if local == range(0) or remote == range(0):  # all empty ranges are equal
+    if local == range(0):  # all empty ranges are equal
         return []
     try:
-        return _by_netlink(state, local, remote)
+        return _by_netlink(state, _local_filter(local) if local is not None else b"")
     except OSError:
         # Refused (a seccomp filter, RestrictAddressFamilies), not built in, or out of buffers: the slower way.
-        return [row for row in _by_proc(state) if _within(row.local_port, local) and _within(row.remote_port, remote)]
+        return [row for row in by_proc(state) if _within(row.local_port, local)]
+
+
+def tcp_conversations(ports: range) -> list[SocketRow]:
+    """The established TCP sockets of this network namespace that have a port of `ports` (of step 1) at either end.
+
+    Raises OSError when neither netlink nor /proc can be asked.
+    """
+    if not ports:
+        return []
+    try:
+        return _by_netlink(ESTABLISHED, _either_filter(ports))
+    except OSError:
+        rows = by_proc(ESTABLISHED)
+        return [row for row in rows if _within(row.local_port, ports) or _within(row.remote_port, ports)]
 
 
 def wire_addresses(host: str) -> tuple[bytes, ...]:
@@ -70,7 +87,7 @@ def wire_addresses(host: str) -> tuple[bytes, ...]:
             return (socket.inet_pton(socket.AF_INET6, host),)
         except OSError:
             return ()
-    return (plain + bytes(12), bytes(10) + b"\xff\xff" + plain)
+    return (plain + bytes(12), MAPPED + plain)
 
 
 def wire_port(port: int) -> bytes:
@@ -78,17 +95,22 @@ def wire_port(port: int) -> bytes:
     return port.to_bytes(2, "big")
 
 
+def client_of(port: bytes, host: bytes) -> bytes:
+    """One end of a connection, written alike whichever end tells of it: IPv4 without the clothes of IPv6."""
+    return port + (host[12:] + bytes(12) if host.startswith(MAPPED) else host)
+
+
 # --- netlink ----------------------------------------------------------------------------------------------------------
 
 
-def _by_netlink(state: int, local: range | None, remote: range | None) -> list[SocketRow]:
+def _by_netlink(state: int, bytecode: bytes) -> list[SocketRow]:
     rows: list[SocketRow] = []
     # A socket for each look costs 10 us and leaves nothing behind that a broken dump could confuse.
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, NETLINK_SOCK_DIAG) as link:
         patience = struct.pack("@ll", int(PATIENCE), int(PATIENCE % 1 * 1e6))
         link.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, patience)
         for family in (socket.AF_INET, socket.AF_INET6):
-            link.send(_request(family, state, _filter(local, remote)))
+            link.send(_request(family, state, bytecode))
             while _read(link.recv(RECEIVE), rows):
                 pass
     return rows
@@ -103,18 +125,24 @@ def _request(family: int, state: int, bytecode: bytes) -> bytes:
     return struct.pack("=IHHII", 16 + len(body), SOCK_DIAG_BY_FAMILY, REQUEST_DUMP, 0, 0) + body
 
 
-def _filter(local: range | None, remote: range | None) -> bytes:
-    """A program for the kernel: each comparison that fails jumps past the end, which means "not this one"."""
-    tests = []
-    for ports, at_least, at_most in ((local, SOURCE_GE, SOURCE_LE), (remote, TARGET_GE, TARGET_LE)):
-        if ports is not None:
-            tests += [(at_least, ports[0]), (at_most, ports[-1])]
-    left = 8 * len(tests)
-    program = b""
-    for code, port in tests:
-        program += struct.pack("=BBH", code, 8, left + 4) + struct.pack("=BBH", 0, 0, port)
-        left -= 8
-    return program
+def _local_filter(ports: range) -> bytes:
+    """A program for the kernel: a comparison that fails jumps past its end, which means "not this one"."""
+    return _compare(SOURCE_GE, ports[0], 20) + _compare(SOURCE_LE, ports[-1], 12)
+
+
+def _either_filter(ports: range) -> bytes:
+    """The same for either end: where the own port does not fit, the other one is compared; where it does, to the end.
+
+    Five steps at the offsets 0, 8, 16, 20 and 28; the program ends at 36, and 40 means "not this one".
+    """
+    own = _compare(SOURCE_GE, ports[0], 20) + _compare(SOURCE_LE, ports[-1], 12)
+    accept = struct.pack("=BBH", JUMP, 4, 20)
+    return own + accept + _compare(TARGET_GE, ports[0], 20) + _compare(TARGET_LE, ports[-1], 12)
+
+
+def _compare(code: int, port: int, otherwise: int) -> bytes:
+    """One comparison of 8 bytes: the next step where it holds, else a jump of so many bytes."""
+    return struct.pack("=BBH", code, 8, otherwise) + struct.pack("=BBH", 0, 0, port)
 
 
 def _read(packet: bytes, rows: list[SocketRow]) -> bool:
@@ -142,17 +170,18 @@ def _read_alike(packet: bytes, at: int, length: int, rows: list[SocketRow]) -> i
     info = _find_info(packet, at, length)
     stride = (length + 3) & ~3
     count = (len(packet) - at) // stride
-    # length, type; local port, remote port, local, remote; inode; then the head of INET_DIAG_INFO and two of its fields
+    # length, type; local port, remote port, local, remote; inode; then INET_DIAG_INFO's head and four of its fields
     form = "=IH10x 4x 2s2s16s16s 28x I"
     if info:
-        form += f"{info - MESSAGE}x I {LAST_DATA_RECV}x I {BYTES_RECEIVED - LAST_DATA_RECV - 4}x Q"
+        form += f"{info - MESSAGE}x I {LAST_DATA_SENT}x I {LAST_DATA_RECV - LAST_DATA_SENT - 4}x I"
+        form += f"{BYTES_ACKED - LAST_DATA_RECV - 4}x QQ"
     shape = struct.Struct(f"{form} {stride - struct.calcsize(form)}x")
     head = struct.unpack_from("=I", packet, at + info)[0] if info else 0
     taken = 0
     for row in shape.iter_unpack(memoryview(packet)[at : at + count * stride]):
         if row[0] != length or row[1] != SOCK_DIAG_BY_FAMILY or (info and row[7] != head):
             break
-        rows.append(SocketRow._make(row[2:7] + (row[9:7:-1] if info else UNTOLD)))
+        rows.append(SocketRow._make(row[2:7] + (row[8:12] if info else UNTOLD)))
         taken += stride
     return taken
 
@@ -171,12 +200,18 @@ def _find_info(packet: bytes, at: int, length: int) -> int:
 # --- /proc ------------------------------------------------------------------------------------------------------------
 
 
-def _by_proc(state: int) -> Iterator[SocketRow]:
+def by_proc(state: int, net: Path | None = None) -> Iterator[SocketRow]:
+    """The TCP sockets in `state`, of another network namespace too: `net` is then /proc/<pid>/net of a process there.
+
+    Needs no permission but to see that process. About 4 ms for each of the two files, whatever is in them: the kernel
+    walks its whole hash table. Raises OSError when they cannot be read.
+    """
+    net = PROC_NET if net is None else net
     mark = f"{state:02X}"
     found = False
     for name in ("tcp", "tcp6"):
         try:
-            lines = (PROC_NET / name).read_text().splitlines()[1:]
+            lines = (net / name).read_text().splitlines()[1:]
         except FileNotFoundError:
             continue  # no IPv6 in this kernel, or no /proc at all
         found = True
@@ -193,7 +228,7 @@ def _by_proc(state: int) -> Iterator[SocketRow]:
                     int(fields[9]),
                 )
     if not found:
-        raise FileNotFoundError("neither netlink's sock_diag nor /proc/net/tcp can be read")
+        raise FileNotFoundError(f"neither netlink's sock_diag nor {net}/tcp can be read")
 
 
 def _address(text: str) -> bytes:

@@ -29,13 +29,14 @@ class Tally:
     def __init__(self) -> None:
         self.codes: dict[tuple[str, int], int] = {}  # (instance, status that the client was told)
         self.durations: dict[str, Durations] = {}  # by instance
-        self.ended = 0
-        self.answered = 0  # of these: well, with a latency
+        self.ended = 0  # requests for an answer
+        self.answered = 0  # of these: those whose wait is known
         self.latency_s = 0.0  # of these, in all: to the first byte of a stream, else to the end
+        self.turned_away = 0  # of those that ended: the client left before, or was told that all are full
         self.sent_bytes = 0
 
-    def add(self, instance: str, status: int, seconds: float, latency_s: float | None, sent: int) -> None:
-        """One request of a user that has ended."""
+    def add(self, instance: str, status: int, seconds: float, sent: int) -> None:
+        """One request of a user that has ended, whatever it asked for."""
         key = (instance, status)
         self.codes[key] = self.codes.get(key, 0) + 1
         known = self.durations.get(instance)
@@ -43,8 +44,12 @@ class Tally:
             known = self.durations[instance] = Durations()
         known.counts[bisect_left(BUCKETS, seconds)] += 1
         known.sum_s += seconds
-        self.ended += 1
         self.sent_bytes += sent
-        if latency_s is not None:
+
+    def weigh(self, waited_s: float | None, *, turned_away: bool) -> None:
+        """The same one, where it asked for an answer: what the autoscaler judges by."""
+        self.ended += 1
+        self.turned_away += turned_away
+        if waited_s is not None:
             self.answered += 1
-            self.latency_s += latency_s
+            self.latency_s += waited_s

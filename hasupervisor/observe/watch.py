@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -22,6 +22,7 @@ FAST = 0.5  # seconds between questions to an instance that is on its way up, or
 RETRY = 0.2  # seconds after a quick failure (refused, reset, 500): it may be over in a moment
 RETRIES = 3  # quick ones, then FAST
 PROMPT_GAP = 1.0  # seconds between two prompts at least
+FRESH = 3.0  # times interval and timeout: as old a report of its work may be
 METRICS_LIMIT = 4 * 1024 * 1024  # bytes; vLLM's page is about 200 kB
 
 
@@ -43,6 +44,12 @@ class Discards(Protocol):
     """Is told of every question that could not be put, or whose answer we were too late for."""
 
     def __call__(self, name: str, why: str) -> None: ...
+
+
+class _Loses(Protocol):
+    """What is left of a view after a part of the watch broke, for such a reason, at such a time."""
+
+    def __call__(self, view: ProbeView, why: str, now: float, /) -> ProbeView: ...
 
 
 @dataclass(slots=True)
@@ -76,6 +83,7 @@ class Watch:
         self._counter: float | None = None
         self._counter_missing = False
         self._told_locked = False
+        self._broke_by: set[str] = set()  # told already
 
     def ask(self) -> None:
         """A prompt is wanted as soon as the instance answers its health questions, idle or not."""
@@ -88,6 +96,10 @@ class Watch:
         self._hurried.set()
         self._tell = True
 
+    def lose(self, why: str) -> None:
+        """Nothing is known any more, for that reason."""
+        self._now(evidence.lost(self.view, why, self._around.clock()))
+
     def reconfigure(self, settings: ProbeSettings) -> None:
         """Other settings; `run` has to be begun anew."""
         if settings.dialect is not self._settings.dialect:
@@ -97,12 +109,34 @@ class Watch:
         self._settings = settings
 
     async def run(self) -> None:
-        """Watches until cancelled."""
+        """Watches until cancelled. What breaks is told once, with its cause, and begun again; the rest goes on."""
         async with asyncio.TaskGroup() as group:
-            group.create_task(self._question_for_ever())
-            group.create_task(self._prompt_for_ever())
+            group.create_task(self._again_and_again("health question", self._question_for_ever, evidence.lost))
+            group.create_task(self._again_and_again("prompt", self._prompt_for_ever, evidence.lost_prompt))
             if self._settings.progress_metric:
-                group.create_task(self._count_for_ever())
+                group.create_task(
+                    self._again_and_again("progress counter", self._count_for_ever, lambda view, *_: view)
+                )
+
+    async def _again_and_again(self, what: str, watch: Callable[[], Awaitable[None]], lost: _Loses) -> None:
+        while True:
+            try:
+                await watch()
+            except Exception as error:
+                self._told_broken(what, error)
+                self._now(lost(self.view, f"the {what} broke: {error!r}", self._around.clock()))
+                await asyncio.sleep(FAST)
+
+    def _told_broken(self, what: str, error: Exception) -> None:
+        why = f"the {what} broke: {error!r}"
+        self._around.discarded(self.name, why)
+        if why not in self._broke_by:
+            self._broke_by.add(why)
+            log.error(
+                f"BUG: the {what} of {self.name} broke; it is put again every {FAST:g} s, and this is told once",
+                subject=self.name,
+                exc_info=error,
+            )
 
     # --- layers 1 and 2: does it answer, is it loaded -----------------------------------------------------------------
 
@@ -124,13 +158,14 @@ class Watch:
         health answer stands in a queue is not to be given more of it.
         """
         first = asyncio.ensure_future(self._question())
-        pending = {first}
+        asked, pending = [first], {first}
         counted = False
         try:
             if self.view.failures == 0:
                 await asyncio.wait(pending, timeout=max(self._settings.timeout / 4, 2 * self._usual))
                 if not first.done():
-                    pending.add(asyncio.ensure_future(self._question()))
+                    asked.append(asyncio.ensure_future(self._question()))
+                    pending.add(asked[-1])
             while pending:
                 done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
                 results = [task.result() for task in done]
@@ -141,8 +176,7 @@ class Watch:
         finally:
             for task in pending:
                 task.cancel()
-            if pending:
-                await asyncio.wait(pending)
+            await asyncio.gather(*asked, return_exceptions=True)  # what broke has been told by the other one
 
     async def _question(self) -> tuple[Health | Missed | NotAsked, float]:
         """What came of it, and when it was put."""
@@ -161,6 +195,7 @@ class Watch:
         match result:
             case NotAsked():
                 self._around.discarded(self.name, str(result))
+                self._now(evidence.unasked(self.view, str(result), now))
                 return False
             case Missed():
                 self._now(evidence.missed(self.view, result.miss, str(result), now))
@@ -213,24 +248,39 @@ class Watch:
         rested = 0.0 if since is None else max(0.0, PROMPT_GAP - since)
         if self._asked:
             return rested
-        idle = self._around.idle(self.name)
+        idle = self._idle()
         if self.view.prompted_at is None:  # coming up: it serves nobody before it has answered one
             return PROMPT_GAP if idle is False else rested
         due = self._settings.inference_interval - since if since is not None else 0.0
         if due > 0:
             return due
-        return 0.0 if idle is True and not self._works() else PROMPT_GAP
+        return 0.0 if idle is True and not self._reported() else PROMPT_GAP
 
-    def _works(self) -> bool:
-        """Whether it reports work of its own, as far as the last answer tells."""
-        progress = self.view.progress
-        return progress is not None and progress.in_flight + progress.queued > 0
+    def _reported(self) -> int | None:
+        """Requests in it by its own last report, while that is fresh; None: it does not report them."""
+        progress, at = self.view.progress, self.view.progress_at
+        fresh = FRESH * (self._settings.interval + self._settings.timeout)
+        if progress is None or at is None or self._around.clock() - at > fresh:
+            return None
+        return progress.in_flight + progress.queued
+
+    def _idle(self) -> bool | None:
+        """Whether it has nothing to do: by its connections, else by its own report. None: it may be busy."""
+        seen, reported = self._around.idle(self.name), self._reported()
+        return reported == 0 if seen is None and reported is not None else seen
+
+    def _may_be_busy(self) -> bool:
+        """Whether somebody's work may keep the prompt that is out from being answered."""
+        seen, reported = self._around.idle(self.name), self._reported()
+        if seen is None:
+            return reported is None or reported > 1  # the prompt itself is reported too
+        return not seen
 
     async def _prompt(self) -> None:
         settings = self._settings
         try:
             ended = await self._prompter.ask(
-                self.address, settings.prompt, settings.inference_timeout, lambda: self._around.idle(self.name) is False
+                self.address, settings.prompt, settings.inference_timeout, self._may_be_busy
             )
         except NotAsked as why:
             self._around.discarded(self.name, str(why))

@@ -82,6 +82,6 @@ class XidLines:
             uuid=self._uuids.get(key) if key is not None else None,
             bus=bus,
             pid=int(pid[1]) if pid else None,
-            recovery=int(recovery[1], 0) if recovery else None,
+            recovery=int(recovery[1], 16 if recovery[1].startswith("0x") else 10) if recovery else None,
             words=" ".join(words.split())[:WORDS],
         )

@@ -148,8 +148,11 @@ def what_next(judged: Judged, snapshot: Snapshot) -> str:
         case State.STARTING | State.LOADING if judged.fact is not None and judged.fact.started_at is not None:
             left = judged.fact.started_at + policy.start_timeout - snapshot.now
             return f"takes traffic once it serves; has {_interval(left)} more for that"
-        case State.DRAINING if record.leaving is not None and record.leaving.unrouted_since is not None:
-            left = record.leaving.unrouted_since + policy.drain_timeout - snapshot.now
+        case State.DRAINING if record.leaving is not None and record.leaving.ends_at is not None:
+            left = record.leaving.ends_at - snapshot.now
+            if record.leaving.patient:
+                idle = f"or when nothing has moved for {_interval(left)}"
+                return f"is stopped once nothing is in flight, {idle}; sooner with: chatglm-hactl scale N"
             return f"is stopped once nothing is in flight, at the latest in {_interval(left)}"
         case State.DRAINING:
             return "is stopped once nginx has let go of it and nothing is in flight"

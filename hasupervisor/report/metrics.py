@@ -28,7 +28,7 @@ from hasupervisor.report.gpus import xids
 from hasupervisor.report.snapshot import Snapshot
 
 REASONS = {
-    "up": ("response_time_ms", "gpu_utilization", "connections", "in_flight", "queue", "bounds"),
+    "up": ("response_time_ms", "gpu_utilization", "connections", "turned_away", "in_flight", "queue", "bounds"),
     "down": ("idle", "bounds"),
     "held": ("held back",),
 }

@@ -9,7 +9,7 @@ import pytest
 from hasupervisor.act.nginx.waiting import FRESH_FOR, PACE, Asked, Told, Verdict, WaitingRoom, fallen
 from hasupervisor.model import Address
 
-OWN = "127.0.0.1:9181"
+OWN = "unix:/var/lib/chatglm-ha/nginx/room.sock"
 ONE, TWO = Address("127.0.0.1", 8000), Address("127.0.0.1", 8001)
 
 
@@ -153,6 +153,18 @@ async def test_a_query_of_death_is_refused_when_as_many_have_fallen_as_are_allow
     deadly = Asked("127.0.0.1:8000, 127.0.0.1:8001", "0.001, 0.001", "502, 502")
     assert (await held.ask(deadly)).verdict is Verdict.DEADLY
     assert held.counts.refused_deadly == 1
+
+
+async def test_a_request_that_was_in_several_when_they_turned_bad_together_is_not_blamed_once_for_each() -> None:
+    held, _ = room(Clock(), tries=2)
+    held.prove({}, frozenset({ONE, TWO}))
+    await waiting(held, 1, Asked("127.0.0.1:8000, 127.0.0.1:8001", "0.001, 0.001", "502, 502"))
+    again = Asked(
+        "127.0.0.1:8000, 127.0.0.1:8001 : 127.0.0.1:8000 : 127.0.0.1:8001",
+        "0.001, 0.001 : 0.001 : 0.001",
+        "502, 502 : 502 : 502",
+    )
+    assert (await held.ask(again)).verdict is Verdict.DEADLY, "they were well again, and fell over it"
 
 
 @pytest.mark.parametrize(

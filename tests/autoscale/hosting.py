@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 
 from hasupervisor.autoscaler import Autoscaler, Senses
@@ -52,6 +52,7 @@ class Requests:
     ended: int = 0
     answered: int = 0
     latency_s: float = 0.0
+    turned_away: int = 0
 
 
 @dataclass
@@ -242,7 +243,7 @@ class Gateway:
     def want(self, routing: Routing) -> None:
         self.routing = routing
 
-    def prove(self, proofs: Mapping[Address, float]) -> None: ...
+    def prove(self, proofs: Mapping[Address, float], blameless: Set[Address] = frozenset()) -> None: ...
 
     def view(self) -> GatewayView:
         live = frozenset(route.address for route in self.routing.routes)

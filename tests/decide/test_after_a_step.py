@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from hasupervisor.decide.repair import Gate, advance
+from hasupervisor.decide.gate import Gate
+from hasupervisor.decide.repair import advance
 from hasupervisor.model import Outcome, Policy, Record, Seen, State, Verdict, VerdictKind
 
 POLICY = Policy(service="chatglm", ports=range(8000, 8100), min=1, max=4)

@@ -12,6 +12,7 @@ from hasupervisor.model import (
     Pause,
     Plan,
     Poisoned,
+    Said,
     State,
     StepKind,
     Wants,
@@ -137,6 +138,22 @@ def test_an_instance_that_still_works_and_can_go_nowhere_is_left_serving_in_word
     assert decided.steps == ()
     assert state(decided, 1) is State.SERVING
     assert reason(decided, 1).endswith("GPU 0 is given up: it has fallen off the bus, and no other GPU has room for it")
+
+
+def test_one_that_waits_for_a_card_without_an_end_keeps_nobody_from_being_healed() -> None:
+    """chatglm-01 was healed away from a card that is lost; chatglm-02, on the only other one, becomes sick."""
+    waits = wanted(1)
+    record = replace(
+        waits.record, disturbed_at=NOW - 40.0, bad_since=NOW - 50.0, failures=(NOW - 40.0,), waits_since=NOW - 39.0
+    )
+    sick = serving(2, 1)
+    assert sick.probe is not None
+    words = "the last 9 requests failed: CUDA error"
+    sick = replace(sick, probe=replace(sick.probe, said=Said.UNHEALTHY, unhealthies=5, reason=words, successes=0))
+    at = gpus(card(0), card(1, processes={77: 13}), users={77: name(2)}, records={uuid(0): LOST})
+    decided = plan(world([replace(waits, record=record), sick], at))
+    assert state(decided, 2) is State.DRAINING
+    assert reason(decided, 1).startswith("waits for a GPU")
 
 
 def test_only_as_many_are_fenced_as_find_room_elsewhere() -> None:

@@ -6,7 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from hasupervisor.decide.repair import STUCK_RETRY, Gate, Turn, advance
+from hasupervisor.decide.gate import Gate, Turn
+from hasupervisor.decide.repair import STUCK_RETRY, advance
 from hasupervisor.model import (
     Address,
     Fact,

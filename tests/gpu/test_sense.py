@@ -13,6 +13,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
+import structlog.testing
 
 from hasupervisor.model.gpu import CardView, DriverState, GpuFact, GpuProcess, Source
 from hasupervisor.observe.gpus import GpuSense, Pace
@@ -423,3 +424,17 @@ async def test_a_daemon_ends_at_once_while_a_call_hangs_in_d_state(nvml: NvmlDou
         daemon.stdin.close()
         if child := int(said) if said.strip().isdigit() else None:
             await eventually(lambda: not Path(f"/proc/{child}").exists(), "the child that answers ends too", WITHIN)
+
+
+async def test_whoever_is_told_may_break_and_the_sense_goes_on(nvml: NvmlDouble) -> None:
+    def on_change() -> None:
+        raise RuntimeError("whoever is told breaks")
+
+    with structlog.testing.capture_logs() as lines:
+        async with sensing(nvml.environment, on_change) as sense:
+            await all_seen(sense, nvml)
+            nvml.init = NOT_LOADED
+            nvml.cards[0].failing[EVERY] = UNKNOWN
+            nvml.tell()
+            await eventually(lambda: view(sense, nvml.cards[0]).refusal is not None, "it is seen", WITHIN)
+    assert len([line for line in lines if "BUG" in line["event"]]) == 1

@@ -65,19 +65,22 @@ def records(draw: st.DrawFn) -> Record:
         bad_since=disturbed,
         disturbed_at=disturbed,
         ended=draw(st.one_of(st.none(), text)),
+        proven=draw(st.one_of(st.none(), text)),
+        serving_since=draw(st.one_of(st.none(), ago.map(lambda s: SAVED.now - s))),
+        load_s=draw(st.one_of(st.none(), st.floats(0, 600))),
     )
 
 
 def same(first: Record, second: Record, shift: float) -> None:
     """`second` is `first` with every monotonic time moved by `shift`."""
     assert second.failures == pytest.approx([at + shift for at in first.failures], abs=1e-3)
-    for key in ("retry_at", "parked_at", "bad_since", "disturbed_at", "since"):
+    for key in ("retry_at", "parked_at", "bad_since", "disturbed_at", "since", "serving_since"):
         before, after = getattr(first, key), getattr(second, key)
         assert after == (None if before is None else pytest.approx(before + shift, abs=1e-3)), key
     if first.last_failure is not None:
         assert second.last_failure is not None
         assert second.last_failure.at == pytest.approx(first.last_failure.at + shift, abs=1e-3)
-    nothing: dict[str, None] = {"bad_since": None, "disturbed_at": None}
+    nothing: dict[str, None] = {"bad_since": None, "disturbed_at": None, "serving_since": None}
     untimed = [
         replace(one, last_failure=None, failures=(), retry_at=None, parked_at=None, since=0.0, **nothing)
         for one in (first, second)
@@ -119,6 +122,11 @@ def test_what_the_next_daemon_sees_for_itself_is_not_kept() -> None:
         restarts=3,
     )
     assert lasting(record) == Record(name="chatglm-01", port=8000, restarts=3, ended="4710@10")
+
+
+def test_that_this_very_life_has_served_is_kept_and_how_long_it_took_to_load() -> None:
+    record = Record("chatglm-01", 8000, proven="4711@12", serving_since=10.0, load_s=42.0)
+    assert lasting(record) == record
 
 
 def test_a_healing_that_is_under_way_is_kept_so_that_it_stays_the_only_one() -> None:

@@ -43,7 +43,7 @@ def test_samples_come_back_as_they_were_on_another_clock(memory: Memory) -> None
 
 
 def test_every_figure_of_a_sample_is_kept_those_of_the_host_and_its_gpus_too(memory: Memory) -> None:
-    whole = Sample(MOMENT.now - 10, 3, 4, 1, 9.5, 1.5, 3.0, 812.5, 71.0, 2.25, 33.0, 44.0, 26.0, 48.0)
+    whole = Sample(MOMENT.now - 10, 3, 4, 1, 9.5, 1.5, 3.0, 812.5, 71.0, 2.25, 0.5, 33.0, 44.0, 26.0, 48.0)
     assert None not in astuple(whole)
     memory.write(Batch(MOMENT, samples=(whole,)))
     (found,) = memory.samples(WALL - 60, MOMENT)

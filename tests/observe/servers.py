@@ -5,10 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 import socket
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 
-from hasupervisor.model import Address
+import psutil
+
+from hasupervisor.model import Address, Fact, Phase
 
 Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
@@ -71,6 +75,18 @@ def http(status: int, body: bytes, *headers: str) -> bytes:
     """A whole response with its length."""
     lines = [f"HTTP/1.1 {status} Whatever", f"Content-Length: {len(body)}", *headers]
     return "\r\n".join([*lines, "", ""]).encode() + body
+
+
+def living(address: Address, pid: int, endpoint: Address | None = None) -> Fact:
+    """The instance whose server at that address is the process `pid`."""
+    started = psutil.Process(pid).create_time() - time.time() + time.monotonic()
+    where = address if endpoint is None else endpoint
+    return Fact("chatglm-01", f"{pid}@1", Phase.RUNNING, where, address, started_at=started, pid=pid)
+
+
+def here(address: Address) -> Fact:
+    """An instance whose server is this very process."""
+    return living(address, os.getpid())
 
 
 def free_address() -> Address:

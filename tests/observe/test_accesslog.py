@@ -35,7 +35,7 @@ def line(**changed: object) -> bytes:
 
 def test_one_try_is_one_try() -> None:
     request = read_line(line())
-    assert request == Request("/", 200, 0.5, 150, False, (Try("127.0.0.1:8000", 200, 0.5, 0.4),))
+    assert request == Request("/", "POST", 200, 0.5, 150, False, (Try("127.0.0.1:8000", 200, 0.5, 0.4),))
     assert request.latency_s == 0.5
     assert is_traffic(request)
 
@@ -129,7 +129,7 @@ def test_fields_that_were_added_are_ignored() -> None:
         (HEAD, "Expecting value"),
         (b"127.0.0.1 - - GET /", "Extra data"),
         (line()[:-20], "Unterminated|Expecting"),
-        (HEAD + b'{"u": "/"}', "it has no 'st'"),
+        (HEAD + b'{"u": "/", "m": "GET"}', "it has no 'st'"),
         (HEAD + b"{}", "it has no 'u'"),
         (line(st="x"), "invalid literal"),
         (line(st=None), "int"),

@@ -12,7 +12,8 @@ import pytest
 
 from hasupervisor.model import Address
 from hasupervisor.observe import sockdiag
-from hasupervisor.observe.connections import OWN_FILES, Flight, InFlight
+from hasupervisor.observe.connections import Flight, InFlight
+from hasupervisor.observe.own_sockets import OWN_FILES
 from hasupervisor.observe.ports import taken_ports
 from hasupervisor.observe.sockdiag import ESTABLISHED, LISTEN, tcp_sockets
 from tests.observe.servers import free_address
@@ -103,14 +104,17 @@ async def test_bytes_that_come_from_an_instance_are_dated() -> None:
     with listening() as listener, connected("127.0.0.1", address_of(listener).port, 2):
         address = address_of(listener)
         served = [listener.accept()[0] for _ in range(2)]
-        assert InFlight().count([address]) == {address: Flight(2, None)}
-        served[0].sendall(b"x")
 
-        def heard() -> float | None:
+        def flight() -> Flight:
             flights = InFlight().count([address])
             assert flights is not None
-            return flights[address].heard_s
+            return flights[address]
 
+        def heard() -> float | None:
+            return flight().heard_s
+
+        assert (flight().connections, heard()) == (2, None)
+        served[0].sendall(b"x")
         await eventually(lambda: heard() is not None)
         await eventually(lambda: (heard() or 0.0) > 0.2)
         served[1].sendall(b"x")
@@ -129,9 +133,9 @@ def test_proc_tells_the_same_as_netlink(host: str, family: socket.AddressFamily)
 
         by_netlink = ends(tcp_sockets(ESTABLISHED))
         assert len(by_netlink) == 3
-        assert ends(sockdiag._by_proc(ESTABLISHED)) == by_netlink
+        assert ends(sockdiag.by_proc(ESTABLISHED)) == by_netlink
         wire = sockdiag.wire_addresses(host)[0]
-        for rows in (tcp_sockets(LISTEN), sockdiag._by_proc(LISTEN)):
+        for rows in (tcp_sockets(LISTEN), sockdiag.by_proc(LISTEN)):
             assert (port, wire) in [(row.local_port, row.local) for row in rows]
 
 

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -50,6 +51,38 @@ def test_a_process_that_is_gone_or_unknown_is_not_called_idle() -> None:
     ended.wait()
     assert use.look("chatglm-01", ended.pid) is None
     assert use.look("chatglm-01", None) is None
+
+
+def test_one_with_a_child_that_cannot_be_seen_is_not_called_idle(worker: int, tmp_path: Path) -> None:
+    whole = tree_ticks(worker)
+    assert whole is not None
+    (tmp_path / str(worker)).symlink_to(f"/proc/{worker}")  # all that is hidden is its children
+    has_children = any(file.read_bytes() for file in Path(f"/proc/{worker}/task").glob("*/children"))
+    assert (tree_ticks(worker, tmp_path) is None) == has_children
+
+
+def test_where_the_kernel_does_not_tell_children_nobody_is_called_idle(tmp_path: Path) -> None:
+    here = tmp_path / str(os.getpid())
+    (here / "task" / "1").mkdir(parents=True)
+    (here / "stat").symlink_to("/proc/self/stat")
+    assert tree_ticks(os.getpid(), tmp_path) is None
+    (here / "task" / "1" / "children").touch()
+    assert tree_ticks(os.getpid(), tmp_path) is not None
+
+
+def test_a_process_that_is_not_the_instances_is_no_witness() -> None:
+    now = [0.0]
+    sleeper = subprocess.Popen([sys.executable, "-c", "import signal; signal.pause()"])
+    try:
+        for is_its, found in ((True, 0.0), (False, None)):
+            use = CpuUse(lambda: now[0], is_its=lambda name, pid, said=is_its: said)  # type: ignore[misc]
+            now[0] = 0.0
+            use.look("chatglm-01", sleeper.pid)
+            now[0] = 2.0
+            assert use.look("chatglm-01", sleeper.pid) == found
+    finally:
+        sleeper.kill()
+        sleeper.wait()
 
 
 def test_another_process_under_the_same_name_and_a_look_after_a_long_time_start_from_nothing() -> None:

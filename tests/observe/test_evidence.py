@@ -81,7 +81,7 @@ def test_an_instance_that_reports_no_progress_has_none_and_a_report_left_out_onc
     assert answered(NEW, HEALTHY, 1.0).progressed_at is None
     view = answered(answered(NEW, working(5), 1.0), HEALTHY, 2.0)
     assert view.progress is not None
-    assert view.progressed_at == 1.0
+    assert (view.progressed_at, view.progress_at, view.answered_at) == (1.0, 1.0, 2.0), "and is as old as it is"
 
 
 def test_prompts_count_failures_in_a_row_and_a_good_one_is_progress() -> None:

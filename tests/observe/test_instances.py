@@ -405,3 +405,21 @@ async def test_descriptors_go_with_what_they_watched() -> None:
         deaths.follow(facts)
         deaths.close()
     assert descriptors() == before
+
+
+async def test_whoever_is_told_may_break_and_the_list_goes_on() -> None:
+    def on_change() -> None:
+        raise RuntimeError("whoever is told breaks")
+
+    runtime = Runtime([])
+    sense = InstanceSense(runtime, on_change)
+    with structlog.testing.capture_logs() as lines:
+        sense.start()
+        await eventually(lambda: sense.view().listed_at is not None)
+        for _ in range(3):
+            before = runtime.lists
+            sense.refresh()
+            await eventually(lambda before=before: runtime.lists > before)  # type: ignore[misc]
+        await sense.close()
+    assert sense.view().trouble is None
+    assert len([line for line in lines if "BUG" in line["event"]]) == 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import resource
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -277,3 +278,75 @@ async def test_a_progress_counter_that_is_not_there_is_told_once() -> None:
             await watched.until(lambda v: v.successes >= 8)
             assert watched.view().progressed_at is None
     assert len([line for line in logs if "has no no_such_total" in line["event"]]) == 1
+
+
+# --- questions that cannot be put -------------------------------------------------------------------------------------
+
+NO_SUCH_HOST = Address("no-such-host.invalid", 80)
+UNSPEAKABLE = replace(QUICK, path="/健康")
+"""A path that cannot be written into a request: whoever tries raises an exception that nobody expects."""
+
+
+async def test_an_answer_grows_old_in_sight_while_questions_cannot_be_put() -> None:
+    async with standin() as server, watching([server.fact]) as watched:
+        await watched.until(lambda v: v.prompt_ok)
+        moved = replace(server.fact, address=NO_SUCH_HOST)
+        watched.probes.follow([moved])
+        blind = await watched.until(lambda v: v.unasked)
+        assert "its host name cannot be resolved" in blind.unasked
+        assert blind.unasked_since is not None
+        later = await watched.until(lambda v: watched.probes.discarded >= 3 and v)
+        assert (later.said, later.failures) == (Said.HEALTHY, 0), "our trouble says nothing of the instance"
+        assert (later.answered_at, later.asked_at) == (blind.answered_at, blind.asked_at), "and nothing new"
+        assert later.unasked_since == blind.unasked_since
+        watched.probes.follow([server.fact])
+        view = await watched.until(lambda v: not v.unasked)
+        assert view.unasked_since is None
+        assert view.answered_at > later.answered_at
+
+
+async def test_without_descriptors_an_answer_grows_old_and_the_first_one_after_that_is_new() -> None:
+    async with standin() as server, watching([server.fact]) as watched:
+        await watched.until(lambda v: v.prompt_ok)
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        told = len(watched.changes)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
+        try:
+            blind = await watched.until(lambda v: v.unasked)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        assert blind.unasked == "cannot connect: too many open files"
+        assert len(watched.changes) > told, "whoever decides is told at once"
+        await watched.until(lambda v: not v.unasked and v.answered_at > blind.unasked_since)
+
+
+async def test_a_question_that_breaks_is_told_once_and_leaves_nothing_known_but_since_when() -> None:
+    with structlog.testing.capture_logs() as logs:
+        async with standin() as server, watching([server.fact]) as watched:
+            await watched.until(lambda v: v.prompt_ok)
+            watched.probes.reconfigure(UNSPEAKABLE)
+            blind = await watched.until(lambda v: v.said is None)
+            discarded = watched.probes.discarded
+            await server.tell(mode="hang", for_s=1.0)
+            later = await watched.until(lambda v: watched.probes.discarded >= discarded + 2 and v)
+            assert (later.said, later.answered_at, later.prompt_ok, later.failures) == (None, None, None, 0)
+            assert "the health question broke" in later.unasked
+            assert later.unasked_since == blind.unasked_since
+            trouble = watched.probes.trouble()
+            assert trouble is not None
+            assert "the health question broke" in trouble
+            watched.probes.reconfigure(QUICK)
+            view = await watched.until(lambda v: v.said is Said.HEALTHY and v.prompt_ok)
+            assert (view.unasked, view.unasked_since) == ("", None)
+    broken = [line for line in logs if "BUG" in line["event"]]
+    assert [line["subject"] for line in broken] == ["chatglm-01"]
+    assert broken[0]["exc_info"]
+
+
+async def test_prompts_that_break_take_nothing_but_themselves_along() -> None:
+    unspeakable = replace(QUICK, prompt="\ud800")  # half of a character: no encoding has it
+    with structlog.testing.capture_logs() as logs:
+        async with standin() as server, watching([server.fact], unspeakable) as watched:
+            await watched.until(lambda v: watched.probes.discarded >= 2 and v.successes > 3)
+            assert (watched.view().prompt_ok, watched.view().unasked) == (None, "")
+    assert len([line for line in logs if "BUG: the prompt of chatglm-01 broke" in line["event"]]) == 1

@@ -180,6 +180,27 @@ async def test_a_prompt_that_users_work_held_up_is_not_counted() -> None:
         await watched.until(lambda v: v.prompt_ok)
 
 
+async def test_a_prompt_without_an_answer_is_no_evidence_where_others_may_have_work_there() -> None:
+    model = Model(chatglm=CHATGLM)
+    model.gate.clear()
+    settings = replace(QUICK, inference_timeout=0.3)
+    async with serving(model.handler) as address, watching([running(address)], settings, lambda name: None) as watched:
+        await eventually(lambda: len(model.prompts) >= 2)
+        assert (watched.view().prompted_at, watched.view().prompt_failures) == (None, 0)
+        model.gate.set()
+        await watched.until(lambda v: v.prompt_ok)
+
+
+async def test_where_connections_cannot_be_seen_the_instances_own_report_tells_whether_it_is_idle() -> None:
+    settings = replace(OFTEN, inference_timeout=0.5)
+    async with standin() as server, watching([server.fact], settings, lambda name: None) as watched:
+        first = await watched.until(lambda v: v.prompt_ok)
+        await watched.until(lambda v: v.prompted_at != first.prompted_at)  # it says that it is idle, and is asked again
+        await server.tell(mode="stall")
+        view = await watched.until(lambda v: v.prompt_failures)
+        assert view.prompt_error == "no answer to it in 0.5 s"
+
+
 async def test_a_full_queue_is_no_fault_of_a_busy_instance_but_an_error_is() -> None:
     model = Model(chatglm=(503, {"error": "queue full"}))
     async with serving(model.handler) as address, watching([running(address)], QUICK, lambda name: False) as watched:

@@ -17,7 +17,7 @@ from hasupervisor.observe.exchange import Missed, Question, exchange
 from hasupervisor.observe.logsocket import open_log_socket
 from hasupervisor.observe.traffic import Traffic
 from hasupervisor.templates import template_dir
-from tests.observe.servers import Handler, answering, free_address, http, saying, serving, silent_after
+from tests.observe.servers import Handler, answering, free_address, here, http, saying, serving, silent_after
 from tests.real.waiting import eventually
 
 CONF = """
@@ -47,12 +47,12 @@ class Gateway:
     address: Address
     traffic: Traffic
 
-    async def get(self, path: str, timeout: float = 5.0) -> int | None:
+    async def ask(self, path: str, timeout: float = 5.0) -> int | None:
         """The status, None when the client gave up; returns once nginx has told of the request."""
         told = self.traffic.received
         status = None
         with contextlib.suppress(Missed):
-            status = (await exchange(self.address, Question("GET", path), timeout)).status
+            status = (await exchange(self.address, Question("POST", path), timeout)).status
         await eventually(lambda: self.traffic.received > told)
         return status
 
@@ -62,7 +62,7 @@ class Gateway:
 
 @contextlib.asynccontextmanager
 async def nginx(folder: Path, **upstreams: str) -> AsyncIterator[Gateway]:
-    """A private nginx: /NAME goes to the servers of NAME, each "HOST:PORT", in order (the others are backups)."""
+    """A private nginx: /v1/NAME goes to the servers of NAME, each "HOST:PORT", in order (the others are backups)."""
     listener = open_log_socket(folder / "log.sock", mode=0o666)
     traffic = Traffic(listener, InFlight())
     traffic.start()
@@ -77,7 +77,7 @@ async def nginx(folder: Path, **upstreams: str) -> AsyncIterator[Gateway]:
             log_format=log_format[0],
             upstreams="\n".join(f"upstream {name} {{ {servers} }}" for name, servers in upstreams.items()),
             locations="\n".join(
-                f"location /{name} {{ proxy_pass http://{name}; error_page 502 = @again; }}" for name in upstreams
+                f"location /v1/{name} {{ proxy_pass http://{name}; error_page 502 = @again; }}" for name in upstreams
             )
             + "location @again { proxy_pass http://ok; }",
         )
@@ -142,33 +142,33 @@ async def test_what_nginx_writes_is_what_happened(tmp_path: Path) -> None:
         )
         assert gateway.traffic.total().qps == 0.0  # /health has been asked, and is no traffic
 
-        assert await gateway.get("/ok") == 200
+        assert await gateway.ask("/v1/ok") == 200
         view = gateway.view(ok)
         assert view.completed_at is not None
         assert (view.errors_in_row, view.error_rate) == (0, 0.0)
 
-        assert await gateway.get("/err") == 500
-        assert await gateway.get("/err") == 500
+        assert await gateway.ask("/v1/err") == 500
+        assert await gateway.ask("/v1/err") == 500
         view = gateway.view(err)
         assert (view.errors_in_row, view.completed_at) == (2, None)
         assert view.bytes_at is not None
 
         answered_before = gateway.view(ok).completed_at
-        assert await gateway.get("/dies") == 200  # tried there, answered by the other
+        assert await gateway.ask("/v1/dies") == 200  # tried there, answered by the other
         assert gateway.view(dies).errors_in_row == 1
         assert gateway.view(ok).completed_at != answered_before
 
-        assert await gateway.get("/dead") == 200  # refused, then a named location
+        assert await gateway.ask("/v1/dead") == 200  # refused, then a named location
         assert (gateway.view(dead).errors_in_row, gateway.view(dead).bytes_at) == (1, None)
 
-        assert await gateway.get("/down") == 200  # nobody there, then a named location
-        assert await gateway.get("/mute") == 504
+        assert await gateway.ask("/v1/down") == 200  # nobody there, then a named location
+        assert await gateway.ask("/v1/mute") == 504
         assert gateway.view(mute).errors_in_row == 1
 
-        assert await gateway.get("/mute", timeout=0.3) is None  # 499: the client left
+        assert await gateway.ask("/v1/mute", timeout=0.3) is None  # 499: the client left
         assert gateway.view(mute).errors_in_row == 1
 
-        assert await gateway.get("/streams") == 200
+        assert await gateway.ask("/v1/streams") == 200
         view = gateway.view(streams)
         assert view.mean_ms is not None
         assert view.mean_ms < 100  # it took 400
@@ -182,9 +182,10 @@ async def test_requests_that_nginx_holds_with_an_instance_are_in_flight(tmp_path
         mute = await stack.enter_async_context(serving(silent_after()))
         ok = await stack.enter_async_context(serving(saying(http(200, b""))))
         gateway = await stack.enter_async_context(nginx(tmp_path, mute=servers(mute), ok=servers(ok)))
-        asking = [asyncio.ensure_future(gateway.get("/mute")) for _ in range(4)]
+        asking = [asyncio.ensure_future(gateway.ask("/v1/mute")) for _ in range(4)]
         await eventually(lambda: gateway.view(mute).in_flight == 4)
         assert gateway.traffic.idle(mute) is False
+        gateway.traffic.follow([here(mute)])
         assert await asyncio.gather(*asking) == [504] * 4
         await eventually(lambda: gateway.view(mute).in_flight == 0)
         assert gateway.traffic.idle(mute) is True

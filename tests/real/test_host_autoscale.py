@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import httpx
 import pytest
 
 from tests.real.daemon import PATIENT, Daemon, Document, Settings, as_processes, daemon, on_docker
@@ -90,6 +93,40 @@ def test_a_lesson_holds_the_count_after_the_daemon_was_killed(host: Daemon) -> N
         host.wait_for(lambda status: status["serving"] >= 3, "the next daemon has seen them", within=20.0)
     held = host.wait_for(_held, "a lesson holds the count", within=30.0)
     assert "were too few for" in held
+
+
+@pytest.mark.timeout(120)
+def test_users_who_give_up_are_an_overload_though_the_others_are_answered_in_time(
+    standin_server: Path, port_range: Callable[[int], range]
+) -> None:
+    one_a_second = as_processes(standin_server, {"SERVICE_S": "1", "SLOTS": "1", "HEALTH": "opaque"})
+    patient: Settings = {"autoscale": {"up_response_time_ms": 60_000, "up_connections": 1000}}
+    with daemon(port_range(20), PATIENT, one_a_second, QUICK, patient) as host:
+        host.start()
+        host.wait_until_green()
+        with ThreadPoolExecutor(16) as users:
+            over = threading.Event()
+            asking = [users.submit(_ask_until, over, host.gateway) for _ in range(16)]
+            try:
+                host.wait_for(lambda status: status["serving"] >= 3, "one more serves", within=60.0)
+            finally:
+                over.set()
+        given_up = sum(user.result() for user in asking)
+        (first, *_) = steps(host)
+    print(f"{given_up} gave up; {first['sentence']}")
+    assert given_up > 10
+    assert "% of the requests turned away over 3 s, above 10" in first["sentence"]
+
+
+def _ask_until(over: threading.Event, gateway: str, patience_s: float = 1.8) -> int:
+    """How often this user gave up."""
+    given_up = 0
+    while not over.is_set():
+        try:
+            httpx.post(f"{gateway}/", json={"prompt": "hi"}, timeout=patience_s)
+        except httpx.TimeoutException:
+            given_up += 1
+    return given_up
 
 
 def _held(status: Document) -> str | None:

@@ -96,7 +96,7 @@ SAMPLE = {
     **dict.fromkeys(
         (
             *("in_flight", "queued", "connections", "response_time_ms", "gpu_utilization", "qps", "cpu_percent"),
-            *("memory_percent", "gpu_memory_used_gb", "gpu_memory_total_gb"),
+            *("memory_percent", "gpu_memory_used_gb", "gpu_memory_total_gb", "turned_away"),
         ),
         Maybe(NUMBER),
     ),

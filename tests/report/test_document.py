@@ -153,9 +153,12 @@ def test_one_instance_can_be_asked_for_alone() -> None:
     assert alone["serving"] == 1, "the rest is about the whole service"
 
 
-def _leaving(state: State = State.DRAINING, unrouted_since: float | None = NOW - 20) -> Snapshot:
+def _leaving(state: State = State.DRAINING, unrouted_since: float | None = NOW - 20, patient: bool = False) -> Snapshot:
     one = judged("chatglm-01", state)
-    leaving = Leaving(Cause.RESTART, "restarted by alice", since=NOW - 30, unrouted_since=unrouted_since)
+    ends_at = unrouted_since + 300.0 if unrouted_since is not None else None
+    leaving = Leaving(
+        Cause.RESTART, "restarted by alice", NOW - 30, unrouted_since=unrouted_since, patient=patient, ends_at=ends_at
+    )
     return replace(SNAPSHOT, instances=(replace(one, record=replace(one.record, leaving=leaving)),))
 
 
@@ -191,6 +194,11 @@ def _with(state: State, snapshot: Snapshot = SNAPSHOT, **record: object) -> Snap
         (_with(State.BACKOFF, retry_at=NOW), "is started as soon as it may: one at a time"),
         (replace(SNAPSHOT, instances=(LOADING,)), "takes traffic once it serves; has 9 min more for that"),
         (_leaving(), "is stopped once nothing is in flight, at the latest in 5 min"),
+        (
+            _leaving(patient=True),
+            "is stopped once nothing is in flight, or when nothing has moved for 5 min; "
+            "sooner with: chatglm-hactl scale N",
+        ),
         (_leaving(unrouted_since=None), "is stopped once nginx has let go of it and nothing is in flight"),
         (_leaving(State.STOPPING), "is stopped"),
     ],

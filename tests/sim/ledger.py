@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Hashable
 from dataclasses import dataclass, field
 
-from hasupervisor.model import Cause, OperationKind, OperationState, State, Step, StepKind, VerdictKind
+from hasupervisor.model import Cause, OperationKind, OperationState, Record, State, Step, StepKind, VerdictKind
 from tests.sim.host import Daemon, Host
 from tests.sim.lives import Life
 
@@ -164,16 +164,21 @@ class Ledger:
 
     def _still_out(self, daemon: Daemon, name: str) -> bool:
         record, life = daemon.loop.records().get(name), self.host.dockerd.lives.get(name)
-        if (
-            record is None
-            or record.parked_at is not None
-            or record.stuck is not None
-            or name in daemon.loop.wants.drained
-        ):
+        if record is None or self.is_over(record) or name in daemon.loop.wants.drained:
             return False
         if record.leaving is not None and record.leaving.cause is not Cause.HEAL:
             return False
         return life is None or not (life.able and life.address in self.host.nginx.live and record.leaving is None)
+
+    def is_over(self, record: Record) -> bool:
+        """Whether a restart has shown that it does not help: given up, failed again by the truth, or out for long."""
+        if record.parked_at is not None or record.stuck is not None:
+            return True
+        if record.disturbed_at is None:
+            return False
+        began, now = record.disturbed_at, self.host.engine.now
+        failed_again = any(at > began + 1.0 for at in self.tries[record.name].failures)
+        return failed_again or now - began >= self.host.policy.start_timeout
 
     def lies(self) -> None:
         """Follows a fault that makes all probes fail although everybody serves."""

@@ -79,14 +79,14 @@ MUTANTS = (
     Mutant(
         "an instance is stopped while requests are in flight",
         "repair.py",
-        "quiet=gate.unrouted and known and in_flight == 0",
+        "quiet=gate.unrouted and in_flight == 0",
         "quiet=gate.unrouted",
     ),
     Mutant(
         "an instance is stopped before nginx has let go of it",
         "repair.py",
-        "quiet=gate.unrouted and known and in_flight == 0",
-        "quiet=known and in_flight == 0",
+        "quiet=gate.unrouted and in_flight == 0",
+        "quiet=in_flight == 0",
     ),
     Mutant(
         "the remains of an ended instance are never cleared away",
@@ -103,8 +103,8 @@ MUTANTS = (
     Mutant(
         "an instance that ails is restarted while another one is restarted",
         "brakes.py",
-        "if around.disturbed in (None, name):",
-        "if True:",
+        "other = waits_for(seen, verdict, around.disturbed, around, policy, now)",
+        "other = None",
     ),
     Mutant(
         "what has just been started is started again, as the list does not show it yet",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import defaultdict, deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass, field
 
 from hasupervisor.model import Address, GatewayView, Routing, TrafficView
@@ -145,7 +145,7 @@ class Gateway:
     def on_disk(self) -> Servers:
         return self._nginx.disk
 
-    def prove(self, proofs: Mapping[Address, float]) -> None:
+    def prove(self, proofs: Mapping[Address, float], blameless: Set[Address] = frozenset()) -> None:
         """The simulated nginx has no waiting room: a request that finds nobody fails at once, and is no violation."""
 
     def view(self) -> GatewayView:

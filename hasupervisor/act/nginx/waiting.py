@@ -13,7 +13,7 @@ import itertools
 import re
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -24,6 +24,9 @@ PACE = 0.02
 
 FRESH_FOR = 5.0
 """Seconds for which a proof is good enough to release to; who has not answered since is not sent anybody."""
+
+EXCUSED = 600.0
+"""Seconds after a common cause in which a request that was in an instance then may still come back from its fall."""
 
 RETRY_AFTER = 5
 
@@ -91,7 +94,7 @@ class WaitingRoom:
         on_wait: Callable[[], None],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`hold` seconds at most, `hold_max` requests at once; `own` is the room's own address in nginx's lists.
+        """`hold` seconds at most, `hold_max` requests at once; `own` is our own socket's name in nginx's lists.
 
         `on_wait` is called while requests wait for a newer proof than there is.
         """
@@ -101,9 +104,15 @@ class WaitingRoom:
         self._clock = clock
         self._waiting: deque[_Held] = deque()
         self._proofs: Mapping[Address, float] = {}
+        self._excused: dict[Address, float] = {}  # when each was last known to be ill of a common cause
         self._next_at: dict[Address, float] = {}
         self._turn = itertools.count()
         self._timer: asyncio.TimerHandle | None = None
+
+    @property
+    def hold_max(self) -> int:
+        """How many requests may wait at once."""
+        return self._hold_max
 
     @property
     def waiting(self) -> int:
@@ -114,8 +123,15 @@ class WaitingRoom:
         """Other limits for the requests that come from now on."""
         self._hold, self._hold_max, self._tries = hold, hold_max, tries
 
-    def prove(self, proofs: Mapping[Address, float]) -> None:
-        """Who serves now, each with the time at which the last probe that it answered began (monotonic)."""
+    def prove(self, proofs: Mapping[Address, float], blameless: Set[Address] = frozenset()) -> None:
+        """Who serves now, each with the time at which the last probe that it answered began (monotonic).
+
+        `blameless`: who turned bad together with others. For EXCUSED seconds no request is blamed for its fall.
+        """
+        now = self._clock()
+        self._excused = {a: at for a, at in self._excused.items() if now - at <= EXCUSED} | dict.fromkeys(
+            blameless, now
+        )
         self._proofs = proofs
         self._next_at = {address: at for address, at in self._next_at.items() if address in proofs}
         self._release()
@@ -127,7 +143,7 @@ class WaitingRoom:
         and none of ours.
         """
         waited = asked.waited
-        if fallen(asked, self._own) >= self._tries:
+        if fallen(asked, self._own, {str(address) for address in self._excused}) >= self._tries:
             self.counts.refused_deadly += 1
             return Told(Verdict.DEADLY, waited)
         left = self._hold - waited
@@ -206,8 +222,8 @@ class WaitingRoom:
         return free[next(self._turn) % len(free)], None
 
 
-def fallen(asked: Asked, own: str) -> int:
-    """How many instances took this request and fell over it.
+def fallen(asked: Asked, own: str, excused: Set[str] = frozenset()) -> int:
+    """How many instances took this request and fell over it; those in `excused` once for a reason of their own.
 
     A number in $upstream_connect_time says that the connection was made, so the request was sent; the status says that
     no answer came. An instance that answered 503 is full, not fallen; one that refused the connection never saw it.
@@ -215,7 +231,8 @@ def fallen(asked: Asked, own: str) -> int:
     tries = zip(
         _SEPARATOR.split(asked.tried), _SEPARATOR.split(asked.connected), _SEPARATOR.split(asked.status), strict=False
     )
-    return sum(1 for who, connect, status in tries if who != own and _is_number(connect) and status in _FELL)
+    fell = [who for who, connect, status in tries if who != own and _is_number(connect) and status in _FELL]
+    return len(fell) - len(set(fell) & excused)
 
 
 def _is_number(text: str) -> bool:

@@ -14,6 +14,7 @@ from itertools import pairwise
 from hasupervisor.decide.autoscale import guards
 from hasupervisor.decide.autoscale.capacity import Slots
 from hasupervisor.decide.autoscale.facts import Load, Opinion, Rules, Situation
+from hasupervisor.decide.autoscale.turned_away import CALM, TurnedAway
 
 STABLE, BURST = 60.0, 10.0
 PANIC = 1.5  # times what serves
@@ -36,8 +37,15 @@ class _Need:
     panic: bool
 
 
-def opinion(loads: Sequence[Load], situation: Situation, rules: Rules, slots: Slots, now: float) -> Opinion:
-    """What the looks (the oldest first) ask for now."""
+def opinion(
+    loads: Sequence[Load],
+    situation: Situation,
+    rules: Rules,
+    slots: Slots,
+    now: float,
+    away: TurnedAway | None = None,
+) -> Opinion:
+    """What the looks (the oldest first) ask for now; `away`: who got no answer lately, of the set that serves now."""
     beyond = guards.out_of_bounds(situation, rules)
     if beyond is not None:
         return beyond
@@ -63,10 +71,16 @@ def opinion(loads: Sequence[Load], situation: Situation, rules: Rules, slots: Sl
     target = situation.desired + wanted - effective
     if queues is not None:
         return guards.more(target, f"requests would queue for {queues:.1f} s", "queue", situation, rules, inputs)
+    if away is not None and away.asks_for_more(rules):
+        target = situation.desired + max(wanted, effective + 1) - effective
+        why = f"{away.words}, above {rules.up_turned_away:g}"
+        return guards.more(target, why, "turned_away", situation, rules, inputs)
     load = need.burst if need.panic else need.stable
     if wanted > effective and load / slots.target > UP_MARGIN * effective:
         found = guards.more(target, _why_more(need, slots), "in_flight", situation, rules, inputs)
         return replace(found, urgent=need.panic)
+    if away is not None and away.percent >= CALM * rules.up_turned_away:
+        return guards.stay(situation, f"{away.words}, not below {CALM * rules.up_turned_away:g}", inputs)
     return _perhaps_fewer(known, needs, situation, rules, slots, _Back(look_back, now), inputs)
 
 

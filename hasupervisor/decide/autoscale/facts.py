@@ -17,9 +17,10 @@ class Sample:
     in_flight: float | None = None  # requests in all instances, worked on or queued: mean over the period
     queued: float | None = None  # of these, those that instances have told to wait; and those held by the gateway
     connections: float | None = None  # requests in flight in one serving instance: mean over instances and period
-    response_time_ms: float | None = None  # mean of the answers of the period; None too while nobody was answered
+    response_time_ms: float | None = None  # mean of what users waited in the period; None too while nobody was answered
     gpu_utilization: float | None = None  # percent, mean over the GPUs on which somebody serves, and the period
-    qps: float | None = None  # requests that ended, a second
+    qps: float | None = None  # requests for an answer that ended, a second
+    turned_away: float | None = None  # of these: the user left before an answer came, or was told that all are full
     cpu_percent: float | None = None  # of the whole host, 0..100
     memory_percent: float | None = None
     gpu_memory_used_gb: float | None = None
@@ -50,6 +51,7 @@ class Rules:
     up_response_time_ms: float = 5000.0
     up_gpu_utilization: float = 85.0
     up_connections: float = 50.0
+    up_turned_away: float = 10.0
     down_samples: int = 12
     down_response_time_ms: float = 2000.0
     down_gpu_utilization: float = 40.0

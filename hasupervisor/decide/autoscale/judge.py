@@ -50,7 +50,7 @@ class Judge:
         situation = replace(situation, lessons=self.lessons)
         found = {
             "thresholds": thresholds.opinion(self._samples, situation, self.rules, now),
-            "concurrency": concurrency.opinion(self._loads, situation, self.rules, self.slots(), now),
+            "concurrency": self._by_concurrency(situation, now),
         }
         return {policy: self._by_lessons(opinion, situation, now) for policy, opinion in found.items()}
 
@@ -58,10 +58,14 @@ class Judge:
         """What the policy that counts wants now."""
         situation = replace(situation, lessons=self.lessons)
         if self.rules.policy == "concurrency":
-            found = concurrency.opinion(self._loads, situation, self.rules, self.slots(), now)
+            found = self._by_concurrency(situation, now)
         else:
             found = thresholds.opinion(self._samples, situation, self.rules, now)
         return self._by_lessons(found, situation, now)
+
+    def _by_concurrency(self, situation: Situation, now: float) -> Opinion:
+        away = thresholds.of_the_present(self._samples, situation, self.rules, now)
+        return concurrency.opinion(self._loads, situation, self.rules, self.slots(), now, away)
 
     def decide(self, situation: Situation, now: float) -> Opinion | None:
         """The opinion to act upon, every `rules.evaluate` seconds; in a burst at once. None: it is not time."""

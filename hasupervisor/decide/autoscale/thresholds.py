@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from hasupervisor.decide.autoscale import guards
 from hasupervisor.decide.autoscale.facts import Opinion, Rules, Sample, Situation
+from hasupervisor.decide.autoscale.turned_away import CALM, TurnedAway, turned_away
 
 LATE = 2.0
 """Sample periods after which the newest sample is stale, and between two of them one is missing."""
@@ -44,19 +45,31 @@ def opinion(samples: Sequence[Sample], situation: Situation, rules: Rules, now: 
     inputs = _inputs(rules)
     latest = run[-rules.up_samples :]
     shown = {f"{one.reason}_{len(latest)}": one.mean(latest) for one in inputs} if latest else {}
+    away = turned_away(latest, rules)
+    if away is not None:
+        shown[f"turned_away_{len(latest)}"] = away.percent
     if not run:
         return guards.stay(situation, _why_no_run(samples, rules, now), shown)
     if len(run) < rules.up_samples:
         return guards.stay(situation, f"{len(run)} of {rules.up_samples} samples since the count last changed", shown)
+    over = f"over {rules.up_samples * rules.sample:.0f} s"
     high = [(one, mean) for one in inputs if (mean := one.mean(latest)) is not None and mean > one.up]
-    if high:
-        over = f"over {rules.up_samples * rules.sample:.0f} s"
-        why = " and ".join(f"{one.shown(mean)} {over}, above {one.up:g}" for one, mean in high)
-        return guards.more(situation.desired + 1, why, high[0][0].reason, situation, rules, shown)
+    reasons = {one.reason: f"{one.shown(mean)} {over}, above {one.up:g}" for one, mean in high}
+    if away is not None and away.asks_for_more(rules):
+        reasons["turned_away"] = f"{away.words} {over}, above {rules.up_turned_away:g}"
+    if reasons:
+        why = " and ".join(reasons.values())
+        return guards.more(situation.desired + 1, why, next(iter(reasons)), situation, rules, shown)
     if len(run) < rules.down_samples:
         why = f"no mean is above its limit; {len(run)} of {rules.down_samples} samples that one less would need"
         return guards.stay(situation, why, shown)
     return _perhaps_fewer(run[-rules.down_samples :], situation, rules)
+
+
+def of_the_present(samples: Sequence[Sample], situation: Situation, rules: Rules, now: float) -> TurnedAway | None:
+    """Who was turned away by the set that serves now, over `up_samples`; None: not known, or not for so long."""
+    latest = _run(samples, situation, rules, now)[-rules.up_samples :]
+    return turned_away(latest, rules) if len(latest) >= rules.up_samples else None
 
 
 def _perhaps_fewer(window: Sequence[Sample], situation: Situation, rules: Rules) -> Opinion:
@@ -66,6 +79,9 @@ def _perhaps_fewer(window: Sequence[Sample], situation: Situation, rules: Rules)
     unknown = _unknown(window)
     if unknown is not None:
         return guards.stay(situation, unknown, shown)
+    away = turned_away(window, rules)
+    if away is not None and away.percent >= CALM * rules.up_turned_away:
+        return guards.stay(situation, f"{away.words}, not below {CALM * rules.up_turned_away:g}", shown)
     above = [(one, mean) for one in inputs if (mean := means[one.reason]) is not None and mean >= one.down]
     if above:
         why = ", ".join(f"{one.shown(mean)} is not below {one.down:g}" for one, mean in above)

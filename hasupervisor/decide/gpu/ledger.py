@@ -6,12 +6,14 @@ what it needs, or for what it uses where that is more, from the moment its start
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 
 from hasupervisor.decide.gpu.judge import Judgement, leaked_bytes
 from hasupervisor.model import GpuPolicy
 from hasupervisor.model.gpu import GB, CardState, CardView, DriverState, DriverView, GpuFact, Gpus
+
+_NOBODY: frozenset[str] = frozenset()
 
 WAITS = "waits for a GPU: "
 """How the reason of an instance begins that no card can take."""
@@ -58,17 +60,17 @@ class Ledger:
     accounts: tuple[Account, ...] = ()
     one_at_a_time: bool = True
 
-    def place(self, name: str, before: Sequence[str] = ()) -> Place:
-        """A card for `name`; of equally good ones, that which it had `before`."""
+    def place(self, name: str, before: Sequence[str] = (), beside: Set[str] = _NOBODY) -> Place:
+        """A card for `name`; of equally good ones, that which it had `before`. Loaders in `beside` are not awaited."""
         if self.driver.state is DriverState.UNKNOWN:
             return Place(why_not=f"waits: {self.driver.sentence}")
         if not self.accounts and self.driver.state is DriverState.ABSENT and not self.policy.required:
             return Place()  # a host without GPUs
         if self.driver.state is not DriverState.OK:
             return Place(why_not=f"{WAITS}{self.driver.sentence}")
-        fits = [account for account in self.accounts if self._why_not(account, name) is None]
+        fits = [account for account in self.accounts if self._why_not(account, name, beside) is None]
         if not fits:
-            return Place(why_not=self._no_place(name))
+            return Place(why_not=self._no_place(name, beside))
         return Place((min(fits, key=lambda account: self._rank(account, before)).uuid,))
 
     def promise(self, name: str, uuids: Sequence[str]) -> Ledger:
@@ -111,22 +113,22 @@ class Ledger:
     def _open(self) -> list[Account]:
         return [account for account in self.accounts if account.refused is None]
 
-    def _why_not(self, account: Account, name: str) -> str | None:
+    def _why_not(self, account: Account, name: str, beside: Set[str]) -> str | None:
         if account.refused is not None:
             return account.refused
         if name in account.staying:
             return f"waits until its processes of before have left GPU {account.card.index}"
         if account.available(self.policy) < self.policy.need_bytes:
             return _little(account, self.policy)
-        others = [other for other in account.loading if other != name]
+        others = [other for other in account.loading if other != name and other not in beside]
         if self.one_at_a_time and others:
             return f"waits until {others[0]} has loaded on GPU {account.card.index}: one loads at a time on a GPU"
         return None
 
-    def _no_place(self, name: str) -> str:
+    def _no_place(self, name: str, beside: Set[str]) -> str:
         """The shortest wait that is true: somebody loads or leaves, else what is the matter with each card."""
         enough = [a for a in self._open() if a.available(self.policy) >= self.policy.need_bytes]
-        waits = [words for account in enough if (words := self._why_not(account, name)) is not None]
+        waits = [words for account in enough if (words := self._why_not(account, name, beside)) is not None]
         return waits[0] if waits else self._no_memory()
 
     def _no_memory(self) -> str:

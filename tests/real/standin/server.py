@@ -9,7 +9,8 @@ progress | opaque (no JSON) | plain (JSON without progress), GRACE 30 (seconds a
 With DRILL=1 it has the hook of docs/drills.md: GET /drill names the faults, POST /drill {"fault": "sick", "for_s": S}
 makes it "err", {"fault": null} ends that; a request that came through a proxy is told 404.
 
-The work of a request is SERVICE_S, or what its prompt says: "sleep 20" takes 20 s.
+The work of a request is SERVICE_S, or what its prompt says: "sleep 20" takes 20 s, "burn 8" computes for 8 s, and the
+event loop answers nobody meanwhile.
 `POST /standin {"mode": MODE, "for_s": S}` changes it at run time; after `for_s` it is ok again. Modes:
 
     ok         healthy
@@ -251,7 +252,7 @@ class Server:
             if path != "/" and body.get("stream"):
                 await self.stream(writer, answer, seconds, int(body.get("n_chunks", 10)))
             else:
-                await self.labour(seconds)
+                await self.labour(seconds, text)
                 await respond(writer, 200, self.answer(path, text, answer), keep)
             self.work.answered += 1
         finally:
@@ -263,7 +264,10 @@ class Server:
             if not self.work.running and not self.work.queued:
                 self.idle.set()
 
-    async def labour(self, seconds: float) -> None:
+    async def labour(self, seconds: float, text: str = "") -> None:
+        if text.startswith("burn "):
+            burn(seconds)
+            return
         await asyncio.sleep(seconds)
         await self.moving.wait()
 
@@ -343,9 +347,16 @@ def prompt_of(body: dict[str, Any]) -> str:
 def seconds_of(text: str, default: float) -> float:
     word, _, rest = text.partition(" ")
     try:
-        return float(rest) if word == "sleep" else default
+        return float(rest) if word in ("sleep", "burn") else default
     except ValueError:
         return default
+
+
+def burn(seconds: float) -> None:
+    """Uses a whole CPU, as a computation does that holds the interpreter's lock."""
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        pass
 
 
 def main() -> None:

@@ -72,7 +72,7 @@ def a_common_cause_is_held(m: Moment, s: Step) -> Iterator[str]:
     if m.now - since < 25.0:
         yield f"{s.name} was given {s.kind} {m.now - since:.1f} s after all probes began to fail"
     others = m.ledger.restarted_in_common_cause - {s.name} - m.daemon.loop.wants.drained
-    others &= {r.name for r in m.daemon.loop.records().values() if r.stuck is None}
+    others &= {r.name for r in m.daemon.loop.records().values() if not m.ledger.is_over(r)}
     if others:
         yield f"{s.name} was given {s.kind} as well as {', '.join(sorted(others))} while all probes fail"
 
