@@ -108,7 +108,7 @@ def compare() -> list[str]:
 
 def own_gateway() -> Settings:
     """Without nginx on the machine the instances are asked directly."""
-    return {} if shutil.which("nginx") else {"nginx": {"mode": "off", "listen": None, "dir": None, "room": None}}
+    return {} if shutil.which("nginx") else {"nginx": {"mode": "off", "listen": None, "dir": None}}
 
 
 def cpu_of_reader(host: Daemon, seconds: float) -> float:
@@ -181,7 +181,9 @@ def main() -> int:
     wrong = compare()
     gpu: Settings = {"gpu": {"mode": "required", "memory_gb": options.memory_gb}}
     with daemon(free_ports(20), own_gateway(), gpu, {"health": {"start_timeout": FIRST_START_S}}) as host:
-        host.configure({"process": {"env": {"MODEL_CACHE": str(host.folder / "models")}}})
+        # The packages need not be installed there: the instances find them where this program does.
+        path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+        host.configure({"process": {"env": {"MODEL_CACHE": str(host.folder / "models"), "PYTHONPATH": path}}})
         host.start(program=(sys.executable, "-m", "hasupervisor"))
         wrong += live(host, options.seconds, options.memory_gb)
     for words in wrong:

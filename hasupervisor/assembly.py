@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import grp
+import socket
 from collections.abc import Mapping
 from pathlib import Path
+
+import structlog
 
 from hasupervisor.act.nginx.settings import NginxSettings
 from hasupervisor.config import Config
 from hasupervisor.config.values import ANY_HOST
 from hasupervisor.decide.autoscale.facts import Rules
+from hasupervisor.descriptors import RESERVED, OpenFiles
 from hasupervisor.drill.drills import DrillSettings
 from hasupervisor.model import Address, GpuPolicy, Policy
 from hasupervisor.model.gpu import GB
@@ -17,8 +21,12 @@ from hasupervisor.observe.answers import Dialect
 from hasupervisor.observe.kernel_log import KMSG
 from hasupervisor.observe.watch import ProbeSettings
 from hasupervisor.report import log as logging
+from hasupervisor.runtimes import keeper
 from hasupervisor.runtimes.docker_launch import DockerSettings
-from hasupervisor.runtimes.process import ProcessSettings
+from hasupervisor.runtimes.ownership import Ownership
+from hasupervisor.runtimes.process_launch import ProcessSettings
+
+log = structlog.get_logger(__name__)
 
 WORKER_GROUPS = ("www-data", "nginx")
 """The groups that nginx's workers run as where a distribution packages it."""
@@ -90,7 +98,12 @@ def probe_settings(config: Config) -> ProbeSettings:
     )
 
 
-def docker_settings(config: Config) -> DockerSettings:
+def ownership(config: Config) -> Ownership | None:
+    """Whose the containers are; processes are those of their state directory anyway."""
+    return Ownership(config.state.dir, socket.gethostname()) if config.service.runtime == "docker" else None
+
+
+def docker_settings(config: Config, owner: Ownership | None = None) -> DockerSettings:
     """What a container is made of."""
     docker = config.docker
     return DockerSettings(
@@ -107,10 +120,11 @@ def docker_settings(config: Config) -> DockerSettings:
         log_max_size=docker.log_max_size,
         log_max_files=docker.log_max_files,
         reach=docker.reach,
+        owner=owner,
     )
 
 
-def process_settings(config: Config) -> ProcessSettings:
+def process_settings(config: Config, files: OpenFiles | None = None) -> ProcessSettings:
     """What a plain process is made of."""
     return ProcessSettings(
         run_dir=config.state.dir / "run",
@@ -118,12 +132,19 @@ def process_settings(config: Config) -> ProcessSettings:
         bind=config.service.bind,
         command=config.process.command,
         env=config.process.env,
+        open_files=files.given if files is not None else None,
     )
 
 
-def nginx_settings(config: Config) -> NginxSettings:
-    """How the gateway is written and told."""
+def nginx_settings(config: Config, files: OpenFiles | None = None) -> NginxSettings:
+    """How the gateway is written and told. `files`: what the daemon may open; it bounds how many requests may wait."""
     nginx = config.nginx
+    hold_max = files.holdable(nginx.hold_max) if files is not None else nginx.hold_max
+    if files is not None and hold_max < nginx.hold_max and nginx.mode != "off":
+        log.warning(
+            f"{hold_max} requests may wait at once, not {nginx.hold_max} (nginx.hold_max): the daemon may open "
+            f"{files.limit} files, and needs {RESERVED} for the rest; raise `ulimit -Hn` (a unit: LimitNOFILE=65536)"
+        )
     return NginxSettings(
         dir=nginx.dir,
         mode=nginx.mode,
@@ -136,10 +157,12 @@ def nginx_settings(config: Config) -> NginxSettings:
         fail_timeout=nginx.fail_timeout,
         max_in_flight=nginx.max_in_flight,
         hold=nginx.hold,
-        hold_max=nginx.hold_max,
-        room=str(nginx.room),
+        hold_max=hold_max,
+        paths=nginx.paths,
         health_path=config.health.path,
         access_log_socket=log_socket_path(config),
+        worker_group=worker_group(config),
+        boot=boot(),
     )
 
 
@@ -186,6 +209,21 @@ def reachable(listen: Address) -> Address:
 def log_socket_path(config: Config) -> Path:
     """Where nginx's workers send their access log."""
     return config.nginx.dir.absolute() / "access.sock"
+
+
+def runtime_directory(environment: Mapping[str, str]) -> Path | None:
+    """The folder that systemd made for this unit: it is there while the unit runs or is started again."""
+    first = environment.get("RUNTIME_DIRECTORY", "").partition(":")[0]
+    return Path(first) if first else None
+
+
+def boot() -> str:
+    """Names this boot of the host; that of a container with an init of its own changes with its start as well."""
+    try:
+        started = keeper.start_ticks(1)
+    except OSError:  # /proc hides it
+        started = None
+    return f"{keeper.boot_id()}-{started or 0}"
 
 
 def worker_group(config: Config) -> str:

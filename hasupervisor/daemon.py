@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
@@ -15,10 +16,14 @@ import structlog
 
 from hasupervisor import __version__, ambient, assembly, config
 from hasupervisor.config import Config, ConfigError
+from hasupervisor.descriptors import raise_limit
 from hasupervisor.house import House, PartEnded
 from hasupervisor.lock import CannotTake, Held, lock_folder, take_socket
 from hasupervisor.memory import TooNew
 from hasupervisor.report.log import CannotLog, loop_failure
+from hasupervisor.runtimes.base import Refused, RuntimeTrouble
+from hasupervisor.runtimes.docker import adopt
+from hasupervisor.runtimes.ownership import Alive, Ownership
 from hasupervisor.sdnotify import Keeping, Notifier
 
 log = structlog.get_logger(__name__)
@@ -57,6 +62,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return EXIT_CONFIGURATION
     if options.check:
+        for sentence in config.retired_keys(settings):
+            print(sentence, file=sys.stderr)
         print(f"{source.name}: ok")
         return EXIT_DONE
     try:
@@ -65,25 +72,60 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"chatglm-had: {error}", file=sys.stderr)
         return EXIT_FAILED
     ambient.keep_from_children()
+    files = raise_limit()
     supervised = assembly.is_supervised(os.environ, os.getpid(), os.getppid())
     notifier = Notifier.from_environment(os.environ)
     keeping = Keeping.from_environment(os.environ, notifier)
     try:
-        lock = lock_folder(settings.state.dir, PROGRAM)
-        try:
+        with ExitStack() as held:
+            held.callback(lock_folder(settings.state.dir, PROGRAM).release)
+            if settings.nginx.mode != "off":
+                held.callback(_lock_nginx(settings.nginx.dir))
+            owner = assembly.ownership(settings)
+            if options.adopt:
+                return _adopt(settings, owner)
+            if owner is not None:
+                owner.hold()
+                held.callback(owner.release)
             kept = partial(keeping.take, "control")
             control = take_socket(settings.control.socket, settings.control.group, PROGRAM, kept)
-            try:
-                keeping.give("control", control.path, control.socket)
-                house = partial(House, settings, source, notifier, keeping, control.socket, supervised=supervised)
-                asyncio.run(_run(settings, source, notifier, house, stop_all=options.on_exit == "stop"))
-            finally:
-                control.release(stays=keeping.lasts)
-        finally:
-            lock.release()
-    except (Held, CannotTake, TooNew, PartEnded) as error:
+            held.callback(control.release, stays=keeping.lasts)
+            keeping.give("control", control.path, control.socket)
+            belongings = partial(House, files=files, owner=owner, supervised=supervised)
+            house = partial(belongings, settings, source, notifier, keeping, control.socket)
+            asyncio.run(_run(settings, source, notifier, house, stop_all=options.on_exit == "stop"))
+    except (Held, CannotTake, TooNew, PartEnded, Refused, Alive) as error:
         print(f"chatglm-had: {error}", file=sys.stderr)
         return EXIT_FAILED
+    return EXIT_DONE
+
+
+def _lock_nginx(folder: Path) -> Callable[[], None]:
+    """One daemon alone writes nginx's files and answers nginx; returns how to let go. Raises Held.
+
+    A folder that cannot be locked (a full disk, a file in its place) is the gateway's trouble, which it says and tries
+    again: instances are looked after all the same.
+    """
+    try:
+        return lock_folder(folder, PROGRAM, "nginx.dir", "daemon.lock").release
+    except CannotTake as error:
+        log.warning(f"nginx.dir is not locked against a second daemon: {error}")
+        return lambda: None
+
+
+def _adopt(settings: Config, owner: Ownership | None) -> int:
+    """`--adopt`: makes the containers of other state directories this one's. Returns the exit code. Raises Refused."""
+    if owner is None:
+        print("instances that are processes belong to the state directory that their records are in: nothing to adopt")
+        return EXIT_DONE
+    try:
+        adopted = asyncio.run(adopt(assembly.docker_settings(settings, owner)))
+    except RuntimeTrouble as trouble:
+        print(f"chatglm-had: {trouble}", file=sys.stderr)
+        return EXIT_FAILED
+    for words in adopted:
+        print(words)
+    print("now start the daemon: systemctl start chatglm-ha" if adopted else "there is nothing to take over")
     return EXIT_DONE
 
 
@@ -106,6 +148,8 @@ async def _run(
     log.info(f"{PROGRAM} begins", config=source.name, pid=os.getpid())
     for key in config.unused_keys(settings):
         log.warning(f"{key} is set, but this release does not use it yet", where=settings.where(key))
+    for sentence in config.retired_keys(settings):
+        log.warning(sentence)
     await house.run(stopping)
     if stop_all:
         await _unless(at_once, house)
@@ -138,6 +182,12 @@ def _parser() -> argparse.ArgumentParser:
         choices=("leave", "stop"),
         default="leave",
         help="leave (the default): instances and nginx go on serving | stop: end what was started",
+    )
+    parser.add_argument(
+        "--adopt",
+        action="store_true",
+        help="take over the containers of this service that the daemon of another state directory has started, "
+        "one that is gone for good; then exit",
     )
     parser.add_argument("-V", "--version", action="version", version=PROGRAM)
     return parser

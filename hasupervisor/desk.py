@@ -14,7 +14,6 @@ from hasupervisor.autoscaler import Autoscaler
 from hasupervisor.config import Config, ConfigError
 from hasupervisor.decide import scaling
 from hasupervisor.decide.autoscale.replay import Row, Total
-from hasupervisor.decide.gpu.homes import crowded, homeless
 from hasupervisor.drill.drills import Drills
 from hasupervisor.loop import Loop, next_operation_id, running_operations
 from hasupervisor.memory import Entry, MemoryTrouble, Scribe
@@ -26,10 +25,10 @@ from hasupervisor.model import (
     OperationState,
     Pause,
     Plan,
-    State,
     Wants,
     World,
 )
+from hasupervisor.objections import Objections
 from hasupervisor.report.desk import (
     ConfigView,
     DrillAsked,
@@ -44,7 +43,6 @@ from hasupervisor.report.desk import (
     Refused,
     ReplayAsked,
     Unavailable,
-    no_such_instance,
     no_such_operation,
 )
 from hasupervisor.report.snapshot import Snapshot
@@ -52,6 +50,10 @@ from hasupervisor.runtimes.base import Runtime, RuntimeTrouble
 
 DURABLE = 1.0
 """Seconds that a command waits for the disk at most: a disk that hangs is shown in `status`, and holds nobody up."""
+
+
+FIRST_LOOK = 8.0
+"""Seconds that a command waits at most for what a new daemon has not seen yet; chatglm-hactl waits ten."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,7 @@ class OperatorDesk:
     def __init__(self, behind: Behind) -> None:
         self._behind = behind
         self._loop = behind.loop
+        self._why_not = Objections(behind.loop, behind.config)
 
     # --- questions ----------------------------------------------------------------------------------------------------
 
@@ -87,6 +90,13 @@ class OperatorDesk:
                 "the daemon is still starting: it has not finished its first cycle", "chatglm-hactl check"
             )
         return self._behind.snapshot()
+
+    async def looked(self) -> None:
+        """What has not been seen yet is no reason to refuse; what cannot be seen is one, and says so."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(FIRST_LOOK):
+                while not self._why_not.has_looked():
+                    await self._loop.moved()
 
     async def moved(self) -> None:
         await self._loop.moved()
@@ -150,7 +160,7 @@ class OperatorDesk:
     # --- commands on instances ----------------------------------------------------------------------------------------
 
     async def scale(self, n: int, *, force: bool, dry_run: bool, by: str) -> Operation | DryRun:
-        refusal = self._why_not_scale(n, force)
+        refusal = self._why_not.why_not_scale(n, force)
         if dry_run:
             return self._dry_run(n, refusal)
         if refusal is not None:
@@ -165,36 +175,36 @@ class OperatorDesk:
         return await self._begin(operation)
 
     async def restart(self, name: str | None, *, force: bool, by: str) -> Operation:
-        judged = self._judged()
+        judged = self._why_not.judged()
         targets = [name] if name is not None else sorted(j.record.name for j in judged if _is_wanted(j))
         command = "restart --all" if name is None else f"restart {name}"
         for target in targets:
-            self._refuse_if_busy(target)
-            self._refuse_if_stuck(target)
+            self._why_not.refuse_if_busy(target)
+            self._why_not.refuse_if_stuck(target)
         if not force:
-            self._refuse_if_last(targets[0] if targets else None, command)
-            self._refuse_if_homeless(targets, command)
+            self._why_not.refuse_if_last(targets[0] if targets else None, command)
+            self._why_not.refuse_if_homeless(targets, command)
         before = tuple((j.record.name, j.record.restarts) for j in judged if j.record.name in targets)
         operation = self._operation(OperationKind.RESTART, by, tuple(targets), total=len(targets), before=before)
         self._loop.record_note(Note(name or "service", "restart", f"restart of {', '.join(targets)} begun", by))
         return await self._begin(operation)
 
     async def drain(self, name: str, *, force: bool, by: str) -> Operation:
-        self._known(name)
-        self._refuse_if_busy(name)
-        self._refuse_if_stuck(name)
+        self._why_not.known(name)
+        self._why_not.refuse_if_busy(name)
+        self._why_not.refuse_if_stuck(name)
         if not force:
-            self._refuse_if_last(name, f"drain {name}")
+            self._why_not.refuse_if_last(name, f"drain {name}")
         wants = self._loop.wants
         self._loop.want(replace(wants, drained=wants.drained | {name}), Note(name, "drain", "drained by hand", by))
         return await self._begin(self._operation(OperationKind.DRAIN, by, (name,), total=1))
 
     async def undrain(self, name: str, *, by: str) -> Operation:
-        self._known(name)
+        self._why_not.known(name)
         for other in running_operations(self._loop.operations):
             if other.kind is OperationKind.DRAIN and name in other.targets:
                 self._end(other, f"called off by {by}: undrain")
-        self._refuse_if_busy(name)
+        self._why_not.refuse_if_busy(name)
         wants = self._loop.wants
         self._loop.want(replace(wants, drained=wants.drained - {name}), Note(name, "undrain", "wanted again", by))
         return await self._begin(self._operation(OperationKind.UNDRAIN, by, (name,), total=1))
@@ -292,66 +302,7 @@ class OperatorDesk:
     async def call_off_drill(self, drill_id: str, *, by: str) -> dict[str, Any]:
         return (await self._behind.drills.call_off(drill_id, by)).document()
 
-    # --- why not ------------------------------------------------------------------------------------------------------
-
-    def _why_not_scale(self, n: int, force: bool) -> Refused | None:
-        service = self._behind.config().service
-        room = len(service.ports)
-        if n > room:
-            return Refused(f"{n} instances need {n} ports; service.ports has {room}", "chatglm-hactl config show")
-        if force:
-            return None
-        if service.min <= n <= service.max:
-            return self._why_no_room(n)
-        bound = f"below service.min = {service.min}" if n < service.min else f"above service.max = {service.max}"
-        return Refused(f"{n} is {bound}", f"chatglm-hactl scale {n} --force")
-
-    def _why_no_room(self, n: int) -> Refused | None:
-        """More than the GPUs have room for would begin, and wait for ever."""
-        plan = self._loop.latest
-        why = crowded(plan, n) if plan is not None and n > self._loop.wants.desired else None
-        return Refused(why, f"chatglm-hactl gpu list, or chatglm-hactl scale {n} --force") if why is not None else None
-
-    def _refuse_if_last(self, name: str | None, command: str) -> None:
-        """A command by hand must not end the service by mistake."""
-        serving = [j.record.name for j in self._judged() if j.state is State.SERVING]
-        if name is not None and serving == [name]:
-            raise Refused(
-                f"{name} is the only one that serves: nobody would be answered meanwhile",
-                f"chatglm-hactl scale {self._loop.wants.desired + 1}, or chatglm-hactl {command} --force",
-            )
-
-    def _refuse_if_homeless(self, names: Sequence[str], command: str) -> None:
-        plan, world = self._loop.latest, self._loop.world
-        if plan is None or world is None or world.gpus is None:
-            return
-        why = homeless(plan, world.gpus.driver.state, names)
-        if why is not None:
-            raise Refused(why, f"chatglm-hactl gpu list, or chatglm-hactl {command} --force")
-
-    def _refuse_if_busy(self, name: str) -> None:
-        for operation in running_operations(self._loop.operations):
-            if name in operation.targets:
-                raise Refused(
-                    f"{operation.id} is at work on {name}: {operation.kind} by {operation.by}",
-                    f"chatglm-hactl operations {operation.id}",
-                )
-
-    def _refuse_if_stuck(self, name: str) -> None:
-        judged = self._loop.judged(name)
-        if judged is not None and judged.record.stuck is not None:
-            raise Refused(f"{name} {judged.record.stuck}", f"chatglm-hactl explain {name}")
-
-    def _known(self, name: str) -> Judged:
-        judged = self._loop.judged(name)
-        if judged is None:
-            raise no_such_instance(name, (j.record.name for j in self._judged()))
-        return judged
-
     # --- the loop -----------------------------------------------------------------------------------------------------
-
-    def _judged(self) -> tuple[Judged, ...]:
-        return self._loop.latest.instances if self._loop.latest is not None else ()
 
     def _card_ranks(self) -> scaling.Ranks:
         return scaling.card_ranks(self._loop.latest.cards) if self._loop.latest is not None else scaling.NO_CARDS

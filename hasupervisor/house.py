@@ -16,16 +16,19 @@ import structlog
 from hasupervisor import __version__, assembly, picture
 from hasupervisor.act.nginx.gateway import Gateway
 from hasupervisor.act.runner import Runner
+from hasupervisor.asides import Asides
 from hasupervisor.autoscaler import Autoscaler, Senses
-from hasupervisor.config import Config, ConfigError, changed_keys
+from hasupervisor.config import Config, ConfigError, changed_keys, retired_keys
 from hasupervisor.config.keys import value_of
-from hasupervisor.config.values import toml
+from hasupervisor.config.values import shown, toml
 from hasupervisor.decide.autoscale.facts import Lesson, Sample
+from hasupervisor.descriptors import OpenFiles
 from hasupervisor.desk import Behind, OperatorDesk
 from hasupervisor.drill.drills import Books, Drills
+from hasupervisor.gateway_story import GatewayStory
 from hasupervisor.loop import Loop, Parts, Remembered
 from hasupervisor.memory import MemoryTrouble, Scribe
-from hasupervisor.model import Address, GatewayView, Note, Outcome, Plan, State, Wants
+from hasupervisor.model import GatewayView, Note, Outcome, Plan, State, Wants
 from hasupervisor.observe.connections import InFlight
 from hasupervisor.observe.cpu import CpuUse
 from hasupervisor.observe.gpu_watch import GpuWatch
@@ -39,10 +42,12 @@ from hasupervisor.observe.traffic import Traffic
 from hasupervisor.report import http
 from hasupervisor.report.api import control_api
 from hasupervisor.report.connection import Limits
+from hasupervisor.report.log import set_level
 from hasupervisor.report.metrics import Metrics
 from hasupervisor.report.server import serve
-from hasupervisor.runtimes.base import RuntimeTrouble
+from hasupervisor.runtimes.base import Refused, RuntimeTrouble
 from hasupervisor.runtimes.docker import DockerRuntime
+from hasupervisor.runtimes.ownership import Ownership
 from hasupervisor.runtimes.process import ProcessRuntime
 from hasupervisor.sdnotify import Keeping, Notifier
 
@@ -83,22 +88,32 @@ class House:
         keeping: Keeping,
         control: socket.socket,
         *,
+        files: OpenFiles,
+        owner: Ownership | None = None,
         supervised: bool = False,
     ) -> None:
-        """`supervised`: somebody would start the daemon again, should it end."""
+        """`owner`: whose the containers are. `supervised`: somebody would start the daemon again, should it end."""
         self._settings = settings
+        self._files = files
+        self._owner = owner
         self._source = source
         self._notifier = notifier
         self._control = control
         self._started_wall = time.time()
         self._is_ready = False
         self._has_served = False
-        self._is_nginx_missed = False
-        self._runtime = _runtime(settings)
+        self._asides = Asides()
+        self._runtime = self._new_runtime()
         self._scribe = Scribe(settings.state.dir / "state.db")
-        self._gateway = Gateway(assembly.nginx_settings(settings), self._gateway_changed, self._requests_wait)
+        self._gateway = Gateway(
+            assembly.nginx_settings(settings, files),
+            self._gateway_changed,
+            self._requests_wait,
+            keeper=keeping,
+            lasting=assembly.runtime_directory(os.environ) if keeping.lasts else None,
+        )
         self._gateway_before = GatewayView()
-        self._routed: dict[Address, str] = {}  # who gets requests, as far as the history tells
+        self._story = GatewayStory(self._note)
         has_gateway = settings.nginx.mode != "off"
         sock = _log_socket(settings, keeping)
         self._traffic = Traffic(sock, InFlight(), on_errors=self._wake, gateway=has_gateway)
@@ -117,7 +132,8 @@ class House:
         self._metrics: Metrics | None = None
 
     async def run(self, stopping: asyncio.Event) -> None:
-        """Runs until `stopping` is set; instances and nginx are left as they are. Raises PartEnded, TooNew."""
+        """Runs until `stopping` is set; instances and nginx are left as they are. Raises PartEnded, TooNew, Refused."""
+        await self._claim()
         loop = await self._open()
         try:
             await _until(stopping, self._parts_that_run(loop, stopping))
@@ -136,7 +152,10 @@ class House:
             self._loop.record_note(Note("config", "reload", ", ".join(changed) or "nothing has changed", "SIGHUP"))
 
     def reload(self) -> Sequence[str]:
-        """Reads the configuration and applies it whole, or not at all. Raises ConfigError. Returns what changed."""
+        """Reads the configuration and applies it whole, or not at all. Raises ConfigError. Returns what changed.
+
+        What may fail is in the first two lines: nothing is applied before them, and nothing after them asks the disk.
+        """
         old, new = self._settings, self._source.reload(self._settings)
         words = [f"{key}: {_shown(old, key)} -> {_shown(new, key)}" for key in changed_keys(old, new)]
         self._settings = new
@@ -145,18 +164,21 @@ class House:
         if self._autoscaler is not None:
             self._autoscaler.judge.rules = assembly.scaling_rules(new)
         self._probes.reconfigure(assembly.probe_settings(new))
-        self._gateway.reconfigure(assembly.nginx_settings(new))
+        self._gateway.reconfigure(assembly.nginx_settings(new, self._files))
         if isinstance(self._runtime, DockerRuntime):
-            self._runtime.reconfigure(assembly.docker_settings(new))
+            self._runtime.reconfigure(assembly.docker_settings(new, self._owner))
         else:
-            self._runtime.reconfigure(assembly.process_settings(new))
-        assembly.configure_log(new)
+            self._runtime.reconfigure(assembly.process_settings(new, self._files))
+        set_level(new.log.level)
+        for sentence in retired_keys(new):
+            log.warning(sentence)
         self._wake()
         return words
 
     async def stop_everything(self) -> None:
         """Ends what was started: the instances, each with its grace, then an nginx of our own."""
-        runtime = _runtime(self._settings)
+        before = self._runtime
+        runtime = self._new_runtime(is_claimed=isinstance(before, DockerRuntime) and before.is_claimed)
         grace = self._settings.repair.stop_grace
         try:
             facts = await runtime.list()
@@ -174,6 +196,16 @@ class House:
 
     # --- opening and closing ------------------------------------------------------------------------------------------
 
+    async def _claim(self) -> None:
+        """Ends the daemon where the containers are another one's; a dockerd that is away now is asked by each list."""
+        if isinstance(self._runtime, DockerRuntime):
+            try:
+                await self._runtime.claim()
+            except Refused:
+                raise
+            except RuntimeTrouble as trouble:
+                log.warning(f"it is not known yet whose the containers are: {trouble}")
+
     async def _open(self) -> Loop:
         known = await self._scribe.load(time.monotonic(), time.time())
         self._traffic.start()
@@ -189,7 +221,7 @@ class House:
         )
         self._loop = Loop(self._loop_parts(), assembly.policy(self._settings), remembered)
         self._autoscaler = await self._remembering(self._loop, known.lessons)
-        self._routed = dict.fromkeys(_proven(self._gateway.view()), "")
+        self._story.begin(self._gateway.view())
         self._instances.start()
         if self._gpus is not None:
             self._gpus.start()
@@ -201,7 +233,7 @@ class House:
         senses = Senses(
             requests=self._traffic.tally if self._traffic.hears else None,
             machine=Machine().look,
-            taken_ports=partial(taken_ports, bind=self._settings.service.bind),
+            taken_ports=self._taken_ports,
             keeper=self._scribe,
             clock=time.monotonic,
             wall=time.time,
@@ -216,16 +248,26 @@ class House:
         autoscaler.judge.remember(samples, time.monotonic(), lessons)
         return autoscaler
 
+    def _taken_ports(self, ports: range) -> frozenset[int]:
+        """Ports that a new instance could not listen on, where it would listen now: the setting may be reloaded."""
+        return taken_ports(ports, self._settings.service.bind)
+
     def _decided(self, direction: str, reason: str) -> None:
         if self._metrics is not None:
             self._metrics.decided(direction, reason)
+
+    def _new_runtime(self, *, is_claimed: bool = False) -> DockerRuntime | ProcessRuntime:
+        if self._settings.service.runtime == "docker":
+            settings = assembly.docker_settings(self._settings, self._owner)
+            return DockerRuntime(settings, is_claimed=is_claimed)
+        return ProcessRuntime(assembly.process_settings(self._settings, self._files), self._note_record)
 
     def _loop_parts(self) -> Parts:
         return Parts(
             instances=self._instances,
             probes=self._probes,
             traffic=self._traffic,
-            taken_ports=partial(taken_ports, bind=self._settings.service.bind),
+            taken_ports=self._taken_ports,
             hands=self._runner,
             gateway=self._gateway,
             memory=self._scribe,
@@ -258,7 +300,7 @@ class House:
         running: dict[str, Coroutine[Any, Any, None]] = {
             "memory": self._scribe.run(),
             "cycle": loop.run(self._cycled),
-            "drills": self._drills.run(),
+            "drills": self._asides.keep("drills", self._drills.run(), stopping),
             "control socket": serve(self._control, control_api(desk, stopping), stopping, Limits()),
         }
         listen = self._settings.http.listen
@@ -266,10 +308,12 @@ class House:
             try:
                 pages = http.bind(listen)
             except http.CannotListen as error:  # the pages are for looking; they are not worth the service
-                log.error(str(error))
+                self._asides.missing("pages", f"{error}; then: systemctl restart chatglm-ha")
             else:
                 application = http.public_pages(desk, self._metrics, listen)
-                running["pages"] = serve(pages, application, stopping, http.LIMITS)
+                running["pages"] = self._asides.keep(
+                    "pages", serve(pages, application, stopping, http.LIMITS), stopping
+                )
         return running
 
     def _easel(self, loop: Loop, autoscaler: Autoscaler) -> picture.Easel:
@@ -281,6 +325,7 @@ class House:
             autoscaler=autoscaler,
             probe_trouble=self._probes.trouble,
             drill=self._drills.problem,
+            troubles=lambda: [*self._asides.problems(), *self._runtime.problems()],
             clock=time.monotonic,
             wall=time.time,
             started_wall=self._started_wall,
@@ -308,9 +353,7 @@ class House:
     def _instances_changed(self) -> None:
         facts = self._instances.view().facts
         self._traffic.follow(facts)
-        for fact in facts:
-            if self._routed.get(fact.address) == "":  # routed by an earlier daemon, which knew its name
-                self._routed[fact.address] = fact.name
+        self._story.met(facts)
         if self._loop is not None:
             self._loop.strangers(self._instances.strangers())
             self._loop.wake()
@@ -323,39 +366,17 @@ class House:
                 self._metrics.reloaded(ok=True)
             elif before.ok and not now.ok:
                 self._metrics.reloaded(ok=False)
-        self._note_master(before, now)
-        self._note_routing(now)
+        if self._loop is not None:
+            self._story.tell(before, now, self._instances.view().facts)
         self._wake()
-
-    def _note_master(self, before: GatewayView, now: GatewayView) -> None:
-        """Writes down that nginx has gone, and that it is proven to answer again: often both are known at once."""
-        if now.lost_masters > before.lost_masters and now.live_generation is None:
-            self._note(Note("nginx", "gateway", "nginx has gone"))
-            self._is_nginx_missed = True
-        elif now.lost_masters > before.lost_masters:
-            self._note(Note("nginx", "gateway", f"nginx had gone and answers again: generation {now.live_generation}"))
-        elif self._is_nginx_missed and now.live_generation is not None:
-            self._note(Note("nginx", "gateway", f"nginx answers again: generation {now.live_generation}"))
-            self._is_nginx_missed = False
 
     def _note(self, note: Note) -> None:
         if self._loop is not None:
             self._loop.record_note(note)
 
-    def _note_routing(self, view: GatewayView) -> None:
-        """Writes down who gets requests from now on, and who does not any more: proven, not wanted."""
-        if self._loop is None:
-            return
-        what = f"generation {view.live_generation}" if view.live_generation is not None else "nginx does not run"
-        for address in sorted(self._routed.keys() - view.live):
-            name = self._routed.pop(address) or str(address)
-            self._loop.record_note(Note(name, "routing", f"out of the gateway: {what}"))
-        names = {fact.address: fact.name for fact in self._instances.view().facts}
-        for address in sorted(_proven(view)):
-            name = names.get(address) or self._routed.get(address) or str(address)
-            if address not in self._routed:
-                self._loop.record_note(Note(name, "routing", f"in the gateway: {what}"))
-            self._routed[address] = name
+    def _note_record(self, name: str, words: str) -> None:
+        """Something was done about an instance's files."""
+        self._note(Note(name, "record", words))
 
     def _requests_wait(self) -> None:
         self._probes.hurry()
@@ -373,14 +394,11 @@ class House:
         return self._traffic.idle(fact.address) if fact is not None else None
 
     def _cycled(self, plan: Plan, seconds: float) -> None:
-        """A cycle has ended: the only thing that feeds the watchdog."""
-        if self._metrics is not None:
-            self._metrics.cycled(seconds)
-            if self._loop is not None and self._loop.world is not None and self._loop.world.gpus is not None:
-                self._metrics.faulted(self._loop.world.gpus)
-        if self._autoscaler is not None:
-            self._autoscaler.look()
+        """A cycle has ended: the only thing that feeds the watchdog. What else follows a cycle cannot starve it."""
         self._notifier.alive(plan.summary)
+        self._asides.run("metrics", lambda: self._count(seconds))
+        if self._autoscaler is not None:
+            self._asides.run("autoscaler", self._autoscaler.look)
         looked = self._loop is not None and (self._loop.settled or self._instances.view().trouble is not None)
         if not self._is_ready and looked:
             self._is_ready = True
@@ -392,6 +410,13 @@ class House:
                 f"{plan.summary}: {self._address()}",
                 try_it=f"chatglm-hactl --socket {self._settings.control.socket} status",
             )
+
+    def _count(self, seconds: float) -> None:
+        if self._metrics is None:
+            return
+        self._metrics.cycled(seconds)
+        if self._loop is not None and self._loop.world is not None and self._loop.world.gpus is not None:
+            self._metrics.faulted(self._loop.world.gpus)
 
     def _address(self) -> str:
         nginx = self._settings.nginx
@@ -417,12 +442,6 @@ async def _until(stopping: asyncio.Event, parts: dict[str, Coroutine[Any, Any, N
         await asyncio.gather(stop, *tasks, return_exceptions=True)
 
 
-def _runtime(settings: Config) -> DockerRuntime | ProcessRuntime:
-    if settings.service.runtime == "docker":
-        return DockerRuntime(assembly.docker_settings(settings))
-    return ProcessRuntime(assembly.process_settings(settings))
-
-
 def _log_socket(settings: Config, keeping: Keeping) -> socket.socket | None:
     """Where nginx's access log arrives; None when there is no nginx, or nobody may write there."""
     if settings.nginx.mode == "off":
@@ -441,9 +460,6 @@ def _log_socket(settings: Config, keeping: Keeping) -> socket.socket | None:
         return None
 
 
-def _proven(view: GatewayView) -> frozenset[Address]:
-    return view.live - view.joining
-
-
 def _shown(settings: Config, key: str) -> str:
-    return toml(value_of(settings, key))
+    """As `config show` has it: what looks like a secret goes neither into the history nor into the log."""
+    return toml(shown(key.partition(".")[2], value_of(settings, key)))

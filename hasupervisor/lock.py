@@ -65,13 +65,13 @@ class ControlSocket:
         self.lock.release()
 
 
-def lock_folder(folder: Path, program: str) -> Lock:
-    """Locks the state directory, and makes it if it is missing. `program` is shown to whoever comes second.
-
-    Raises Held and CannotTake.
+def lock_folder(folder: Path, program: str, key: str = "state.dir", name: str = "lock") -> Lock:
+    """Locks the folder of a key, by a file in it, and makes it if it is missing. `program` is shown to whoever comes
+    second. Raises Held and CannotTake.
     """
-    _make(folder, "state.dir")
-    return _lock(folder / "lock", program, f"the state directory {folder}")
+    _make(folder, key)
+    what = "the state directory" if key == "state.dir" else key
+    return _lock(folder / name, program, f"{what} {folder}")
 
 
 def take_socket(
@@ -110,7 +110,10 @@ def _adopt(left: socket.socket, path: Path, group: str, lock: Lock) -> ControlSo
 
 def _make(folder: Path, key: str) -> None:
     try:
-        folder.mkdir(mode=0o755, parents=True, exist_ok=True)
+        if not folder.exists():
+            folder.mkdir(mode=0o755, parents=True, exist_ok=True)
+            if key == "nginx.dir":
+                folder.chmod(0o755)  # whatever the umask: nginx's workers have to reach what is in it
     except OSError as error:
         raise CannotTake(f"{key}: cannot make {folder}: {error.strerror}; ls -ld {folder.parent}") from error
 

@@ -18,6 +18,7 @@ import structlog
 from hasupervisor.cardbook import CardBook, CardMemory, GpuLook
 from hasupervisor.decide.health import is_late
 from hasupervisor.decide.plan import plan
+from hasupervisor.descriptors import Seldom, is_exhausted
 from hasupervisor.model import (
     Address,
     Cause,
@@ -152,6 +153,7 @@ class Loop:
         self._listed_first: float | None = None
         self._wake = asyncio.Event()
         self._moved = asyncio.Condition()
+        self._is_worth_saying = Seldom()
         self._strangers: frozenset[str] = frozenset()
 
     # --- what others tell the loop ------------------------------------------------------------------------------------
@@ -205,24 +207,38 @@ class Loop:
     # --- the cycle ----------------------------------------------------------------------------------------------------
 
     async def run(self, fed: Callable[[Plan, float], None]) -> None:
-        """Cycles until cancelled. `fed` is told of every finished cycle and its duration in seconds: the watchdog."""
+        """Cycles until cancelled. `fed` is told of every finished cycle and its duration in seconds: the watchdog.
+
+        Neither a cycle that fails nor a `fed` that fails ends it: the next one tries again.
+        """
         while True:
             began = self._parts.clock()
             self._wake.clear()
             wait = 1.0
             try:
                 decided = self.cycle()
-            except Exception:
-                log.exception("BUG: a cycle failed; routing stays as it was, the next one tries again")
+            except Exception as error:
+                self._say_failed(error, "a cycle failed; routing stays as it was, the next one tries again")
             else:
                 wait = decided.next_in
-                fed(decided, self._parts.clock() - began)
+                try:
+                    fed(decided, self._parts.clock() - began)
+                except Exception as error:
+                    self._say_failed(error, "what follows a cycle failed; instances are looked after all the same")
                 async with self._moved:
                     self._moved.notify_all()
             await asyncio.sleep(PACE)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(wait):
                     await self._wake.wait()
+
+    def _say_failed(self, error: Exception, words: str) -> None:
+        if not self._is_worth_saying((words, repr(error))):
+            return
+        if is_exhausted(error):
+            log.error(f"{words}: {error.strerror}; chatglm-hactl doctor")
+        else:
+            log.exception(f"BUG: {words}")
 
     async def moved(self) -> None:
         """Waits for the end of the next cycle."""
@@ -283,7 +299,7 @@ class Loop:
             settled=self.settled,
             routed_at_start=self._parts.gateway.on_disk(),
             taken_names=self._strangers,
-            taken_ports=self._taken_ports(facts.values()),
+            taken_ports=self._taken_ports(facts.values(), moves=any(o.port_taken for o in outcomes)),
             gpus=self.cards.look(runtime.facts),
         )
 
@@ -298,10 +314,10 @@ class Loop:
             return view
         return replace(view, idle_since=self._parts.idle_since(fact.name, fact.pid))
 
-    def _taken_ports(self, facts: Iterable[Fact]) -> frozenset[int]:
-        """Ports of the range that strangers listen on; asked only when an instance may have to be made."""
+    def _taken_ports(self, facts: Iterable[Fact], *, moves: bool) -> frozenset[int]:
+        """Ports of the range that strangers listen on; asked only when an instance may have to be made, or `moves`."""
         staying = [r for r in self._records.values() if r.stuck is None and not _goes_for_good(r)]
-        if len(staying) >= self.wants.desired:
+        if len(staying) >= self.wants.desired and not moves:
             return frozenset()
         ours = frozenset(fact.endpoint.port for fact in facts)
         return self._parts.taken_ports(self.policy.ports) - ours

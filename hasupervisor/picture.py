@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from hasupervisor import __version__
@@ -28,6 +28,7 @@ class Easel:
     autoscaler: Autoscaler
     probe_trouble: Callable[[], str | None]
     drill: Callable[[], Problem | None]  # one that is under way
+    troubles: Callable[[], Sequence[Problem]]  # of parts that instances do not depend on, and of the runtime's files
     clock: Callable[[], float]
     wall: Callable[[], float]
     started_wall: float
@@ -85,6 +86,7 @@ def _own_problems(easel: Easel) -> tuple[Problem, ...]:
     drill = easel.drill()
     if drill is not None:  # whoever is called at night should see that it is on purpose
         found.append(drill)
+    found.extend(easel.troubles())
     return tuple(found)
 
 

@@ -18,7 +18,8 @@ USAGE = """usage: python -m model_api                serve; configured by the en
 def main(arguments: list[str]) -> int:
     """Runs one command; returns the exit code."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
-    logging.getLogger("uvicorn").setLevel(logging.WARNING)  # it tells of its own start and end, as this server does
+    # It warns of every request that is no HTTP, which anybody can send by the million.
+    logging.getLogger("uvicorn").setLevel(logging.ERROR)
     # Everything is on this machine: no look at a hub, and no progress bars in a log.
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")

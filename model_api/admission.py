@@ -32,6 +32,7 @@ class Admission:
     """
 
     LONGEST = 120  # seconds a client is ever told to wait
+    TURN = 1.0  # seconds in which a request is taken for which there is a place: the engine looks between two passes
 
     def __init__(self, slots: int, queue: int, max_wait: float) -> None:
         self._slots = slots
@@ -50,7 +51,7 @@ class Admission:
         if self.inside >= self._capacity:
             words = f"the server is full: {self.inside} requests are running or waiting"
             raise Refused(Refusal("full", words, self.retry_after()))
-        if self.inside >= self._slots and self._expected_wait() > self._max_wait:
+        if self.inside >= self._slots and (self._expected_wait() > self._max_wait or not self._max_wait):
             words = f"a request would wait {self._expected_wait():.0f} s, longer than the {self._max_wait:g} s allowed"
             raise Refused(Refusal("full", words, self.retry_after()))
 
@@ -68,6 +69,10 @@ class Admission:
         if seconds_in_slot is not None:
             old = self._mean_seconds
             self._mean_seconds = seconds_in_slot if old is None else 0.9 * old + 0.1 * seconds_in_slot
+
+    def patience(self) -> float:
+        """Seconds that a request which has just come in may wait for its place."""
+        return self._max_wait if self.inside > self._slots else max(self._max_wait, self.TURN)
 
     async def emptied(self) -> None:
         """Returns when nobody is inside."""

@@ -12,8 +12,9 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from model_api import drill, health, legacy, openai
+from model_api.problems import Problem
 from model_api.service import Service
-from model_api.web import Handler, Problem, Render, endpoint
+from model_api.web import Handler, Render, endpoint
 
 
 def build_app(service: Service) -> Starlette:
@@ -30,7 +31,10 @@ def build_app(service: Service) -> Starlette:
         _look(service, "/metrics", _metrics),
         *(_drill_routes(service) if service.settings.drill else ()),
     ]
-    return Starlette(routes=routes, exception_handlers={HTTPException: _no_route})
+    app = Starlette(routes=routes, exception_handlers={HTTPException: _no_route})
+    # A path with a slash too many is told 404. Starlette would send the client to an address made of its Host header.
+    app.router.redirect_slashes = False
+    return app
 
 
 def _work(service: Service, path: str, method: str, handler: Handler, render: Render, invalid: int) -> Route:

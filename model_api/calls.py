@@ -57,11 +57,11 @@ class Call:
     async def begin(self, request: Request) -> None:
         """Hands the request to the engine and waits until it has left the queue; its body must have been read.
 
-        Raises Refused when that takes longer than MAX_WAIT, ClientGone, GenerationFailed.
+        Raises PromptError, Refused when it waits longer than MAX_WAIT, ClientGone, GenerationFailed.
         """
         self._job = self._service.engine.submit(request, self._events.put_nowait)
         self._watcher = asyncio.create_task(self._watch())
-        longest = self._service.settings.max_wait
+        longest = self._service.admission.patience()
         try:
             # The wait is timed here and not in the engine, so that a hung step cannot hold the answer back too.
             async with asyncio.timeout(longest):
@@ -99,11 +99,9 @@ class Call:
             raise ClientGone
         if isinstance(event, Failed):
             self._over = True
-            self._service.ended_badly(event.why, event.words)
             raise GenerationFailed(event.why, event.words)
         if isinstance(event, Finished):
             self._over = True
-            self._service.ended_well()
         return event
 
     async def _watch(self) -> None:

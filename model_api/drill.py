@@ -15,8 +15,9 @@ from starlette.requests import ClientDisconnect
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 
+from model_api.problems import Problem, Unanswerable
 from model_api.service import Service
-from model_api.web import CLIENT_GONE, Problem, Unanswerable, read_body
+from model_api.web import CLIENT_GONE
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +38,7 @@ async def answer(service: Service, request: HttpRequest) -> Response:
         raise HTTPException(404)
     if request.method == "POST":
         try:
-            _make(service, parse(await read_body(request, MAX_BODY)))
+            _make(service, parse(await service.bodies.read(request, MAX_BODY)))
         except Unanswerable as error:
             body = {"error": error.problem.words, "status": error.problem.status}
             return JSONResponse(body, status_code=error.problem.status)

@@ -7,68 +7,35 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Protocol
 
 import torch
+from torch import Tensor
 
-from model_api.backends.base import LoadedModel, Prompt
+from model_api.backends.base import LoadedModel
+from model_api.batch import Batch, NotFinite, choose_each
+from model_api.budget import Budget
 from model_api.faults import Fault, classify, first_line
 from model_api.job import Job
-from model_api.request import Event, Failed, Finished, Request, Started, Text, Why
-from model_api.sampling import NOT_FINITE, choose
+from model_api.outlet import Outlet, deliver_directly
+from model_api.recovery import Recovery, too_long
+from model_api.request import Event, PromptError, PromptTooLong, Request, Started, Text, Why
+from model_api.sampling import NOT_FINITE
 from model_api.text import Assembler
+from model_api.watch import Passes, Progress, Trouble, Watch
 
 log = logging.getLogger(__name__)
 
 PREFILL_ROWS = 8  # prompts begun in one pass, and ...
 PREFILL_TOKENS = 2048  # ... their tokens, padding counted: running streams wait for as long as such a pass takes
-REGAIN_STEPS = 256  # steps after which one more row is tried again when memory had run out
-
-
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """What supervisors watch. `step_running_s`: age of the step under way, 0 without one; `idle_s`: since the last."""
-
-    in_flight: int
-    queued: int
-    steps: int
-    tokens: int
-    step_running_s: float
-    idle_s: float
-
-
-class Watch(Protocol):
-    """Who counts what the engine does; called from the engine's thread."""
-
-    def stepped(self, kind: str, seconds: float, rows: int) -> None:
-        """A pass is over: kind prefill or decode."""
-
-    def began(self, waited: float, prompt_tokens: int) -> None:
-        """A request has left the queue after `waited` seconds."""
-
-    def generated(self) -> None:
-        """A request has one more token."""
-
-    def first_token(self, seconds: float) -> None:
-        """A request's first token came `seconds` after it was submitted."""
-
-    def ran_out_of_memory(self) -> None:
-        """A pass did not fit into memory."""
-
-
-def deliver_directly(events: Sequence[tuple[Job, Event]]) -> None:
-    """Hands events over in the engine's own thread."""
-    for job, event in events:
-        job.deliver(event)
+PROBE_EVERY = 1.0  # seconds between two looks whether an idle engine that failed is well again
 
 
 class Engine:
     """Batches requests over one model in one thread.
 
-    `kv_budget` bounds rows x longest row, in tokens: the memory that the rows' past can take. Rows that would grow past
-    it are evicted, youngest first, and taken up again later from the tokens they have. `outbox` gets every step's
-    events at once; `on_fatal` is called with a reason when the device is lost, and must not return.
+    `kv_budget` bounds the tokens of past that are held, room to grow included. Rows that would grow past it are
+    evicted, youngest first, and taken up again later from the tokens they have. `outbox` gets every step's events at
+    once; `on_fatal` is called with a reason when the device is lost, and must not return.
     """
 
     def __init__(
@@ -82,23 +49,19 @@ class Engine:
         outbox: Callable[[Sequence[tuple[Job, Event]]], None] = deliver_directly,
     ) -> None:
         self._model = model
-        self._max_batch = max_batch
-        self.kv_budget = kv_budget
+        self.budget = Budget(model.decoder, max_batch, kv_budget, model.context)
         self._watch = watch
         self._on_fatal = on_fatal
-        self._outbox = outbox
-        self._rows: list[Job] = []
-        self._next: list[int] = []  # the token each row is to be fed
-        self._events: list[tuple[Job, Event]] = []
+        self._outlet = Outlet(outbox)
+        self._passes = Passes()
+        self._batch = Batch(model.decoder)
+        self._recovery = Recovery(model, self._batch, self.budget, self._outlet, self._passes, self._requeue)
         self._waiting: deque[Job] = deque()
         self._changed = threading.Condition()  # guards _waiting, _closing and the cancelled flags
         self._closing = False
         self._joining: list[Job] = []  # taken from the queue, not yet rows
-        self._row_limit = max_batch  # less for a while after memory ran out
         self._steps = 0
         self._tokens = 0
-        self._step_began: float | None = None
-        self._step_ended = time.monotonic()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
     # --- what other threads call ------------------------------------------------------------------------------------
@@ -108,15 +71,30 @@ class Engine:
         self._thread.start()
 
     def submit(self, request: Request, deliver: Callable[[Event], None]) -> Job:
-        """Queues a request; its events go to `deliver` by way of the outbox. Finished or Failed is the last of them."""
-        assembler = Assembler(
-            self._model.codec.decode, request.stops, self._model.codec.tidy() if request.chat else None
-        )
+        """Queues a request; its events go to `deliver` by way of the outbox. Finished or Failed is the last of them.
+
+        Raises PromptError if the model cannot take the prompt.
+        """
+        self._check(request.prompt)
+        codec = self._model.codec
+        if request.chat:
+            assembler = Assembler(codec.decode, request.stops, codec.tidy())
+        else:
+            assembler = Assembler(codec.decode, request.stops, None, before=request.prompt)
         job = Job(request, assembler, deliver)
         with self._changed:
             self._waiting.append(job)
             self._changed.notify()
         return job
+
+    def _check(self, prompt: Sequence[int]) -> None:
+        if not prompt:
+            raise PromptError("prompt: must not be empty")
+        # On a GPU such an id would not be an error but the end of the process.
+        if not 0 <= min(prompt) <= max(prompt) < self._model.vocabulary:
+            raise PromptError(f"prompt: token ids must be under {self._model.vocabulary}")
+        if len(prompt) >= self.longest:
+            raise PromptTooLong(too_long(len(prompt), self.longest))
 
     def cancel(self, job: Job) -> None:
         """Forgets a request: at once if it waits, within one step if it runs. No further event follows."""
@@ -143,23 +121,28 @@ class Engine:
         """Whether the loop runs."""
         return self._thread.is_alive()
 
+    @property
+    def longest(self) -> int:
+        """Tokens of prompt and answer that one request can have, by what memory was found to hold."""
+        return self.budget.longest
+
+    @property
+    def trouble(self) -> Trouble:
+        """What has failed lately by the server's own fault."""
+        return self._recovery.trouble
+
     def progress(self) -> Progress:
         """Where the loop stands now; never waits for it, so a request on its way in may be counted twice."""
         now = time.monotonic()
-        began = self._step_began
+        began = self._passes.began
         return Progress(
-            in_flight=len(self._rows) + len(self._joining),
+            in_flight=len(self._batch) + len(self._joining),
             queued=len(self._waiting),
             steps=self._steps,
             tokens=self._tokens,
             step_running_s=round(now - began, 3) if began is not None else 0.0,
-            idle_s=round(now - self._step_ended, 3) if began is None else 0.0,
+            idle_s=round(now - self._passes.ended, 3) if began is None else 0.0,
         )
-
-    def kv_used(self) -> int:
-        """Tokens of past that the rows take up now, padding counted."""
-        rows = list(self._rows)
-        return len(rows) * max((job.length for job in rows), default=0)
 
     # --- the loop ---------------------------------------------------------------------------------------------------
 
@@ -177,8 +160,9 @@ class Engine:
 
     def _await_work(self) -> bool:
         with self._changed:
-            while not (self._rows or self._waiting or self._closing):
-                self._changed.wait()
+            while not (self._batch.jobs or self._waiting or self._closing):
+                if not self._changed.wait(PROBE_EVERY if self.trouble.failures else None):
+                    return True  # nobody asks a server that is known to be sick: it looks itself
             closing = self._closing
         if closing:
             self._end_all(Why.SHUTDOWN, "the server is shutting down")
@@ -186,167 +170,164 @@ class Engine:
 
     def _iterate(self) -> None:
         """One turn: drop who left, let in who fits, one token for everybody."""
+        if not (self._batch.jobs or self._waiting):
+            self._recovery.is_well()
         self._drop_left()
         self._admit()
+        self._outlet.flush()  # who has left the queue is told so now: the pass to come is work, not waiting
         if self._joining:
             self._attempt("prefill", self._prefill, len(self._joining))
-            self._flush()  # a first token need not wait for the others' next one
-        if self._rows:
-            self._make_room()
-            self._attempt("decode", self._decode, len(self._rows))
-        self._flush()
+            self._outlet.flush()  # a first token need not wait for the others' next one
+        self._make_room()
+        if self._batch.jobs:
+            self._attempt("decode", self._decode, len(self._batch))
+        self._outlet.flush()
 
     def _drop_left(self) -> None:
         now = time.monotonic()
-        for row in reversed(range(len(self._rows))):
-            job = self._rows[row]
+        for row in reversed(range(len(self._batch))):
+            job = self._batch.jobs[row]
             if job.cancelled:
-                self._leave(row)
+                self._batch.leave(row)
             elif job.request.deadline is not None and now >= job.request.deadline:
-                self._fail(job, Why.DEADLINE, f"not finished by its deadline, after {len(job.generated)} tokens")
-                self._leave(row)
+                self._outlet.fail(job, Why.DEADLINE, f"not finished by its deadline, after {len(job.generated)} tokens")
+                self._batch.leave(row)
+        if not self._waiting:
+            return
         with self._changed:
             late = [job for job in self._waiting if job.request.deadline is not None and now >= job.request.deadline]
-            for job in late:
+            too_long = [job for job in self._waiting if job.length >= self.longest and job not in late]
+            for job in (*late, *too_long):
                 self._waiting.remove(job)
         for job in late:
-            self._fail(job, Why.DEADLINE, "not begun by its deadline: the server is busy")
+            self._outlet.fail(job, Why.DEADLINE, "not begun by its deadline: the server is busy")
+        for job in too_long:
+            self._recovery.end_for_length(job)
 
     def _admit(self) -> None:
         """Takes from the queue, in order, what the batch, the budget and one pass can hold."""
+        if not self._waiting:
+            return
         joining = self._joining
-        longest_running = max((job.length for job in self._rows), default=0)
         limit = PREFILL_ROWS if self._model.batched_prefill else 1
         with self._changed:
             while self._waiting and len(joining) < limit:
                 job = self._waiting[0]
-                rows = len(self._rows) + len(joining) + 1
+                rows = len(self._batch) + len(joining) + 1
                 longest_joining = max([job.length, *(other.length for other in joining)])
-                size = rows * (max(longest_running, longest_joining) + 1)
-                if rows > self._row_limit or (rows > 1 and size > self.kv_budget):
+                longest = max(self._batch.longest, longest_joining)
+                if rows > self.budget.rows or (rows > 1 and not self.budget.holds(rows, longest)):
                     break
-                if joining and (len(joining) + 1) * longest_joining > PREFILL_TOKENS:
+                if joining and ((len(joining) + 1) * longest_joining > PREFILL_TOKENS or job.alone or joining[0].alone):
                     break
                 joining.append(job)
                 self._waiting.popleft()
+        now = time.monotonic()
+        for job in joining:
+            if job.began is None:
+                job.began = now
+                self._watch.began(now - job.submitted, len(job.request.prompt))
+                self._outlet.emit(job, Started())
 
     def _make_room(self) -> None:
         """Evicts the youngest rows until the next token of every row is inside the budget."""
-        while len(self._rows) > 1 and len(self._rows) * (max(job.length for job in self._rows) + 1) > self.kv_budget:
-            self._evict_youngest()
-
-    def _evict_youngest(self) -> None:
-        row = max(range(len(self._rows)), key=lambda index: self._rows[index].began or 0.0)
-        job = self._rows[row]
-        self._leave(row)
-        self._requeue([job])
+        batch = self._batch
+        while len(batch) > 1 and not self.budget.holds(len(batch), batch.longest):
+            row = max(range(len(batch)), key=lambda index: batch.jobs[index].began or 0.0)
+            job = batch.jobs[row]
+            batch.leave(row)
+            self._requeue([job])
+        if len(batch) == 1 and batch.longest >= self.longest:
+            [job] = batch.clear()
+            self._recovery.end_for_length(job)
 
     def _requeue(self, jobs: Sequence[Job]) -> None:
+        """Puts jobs back to the front of the queue, in order, with the tokens they have."""
         with self._changed:
             self._waiting.extendleft(reversed([job for job in jobs if not job.cancelled]))
 
+    # --- the passes -------------------------------------------------------------------------------------------------
+
     def _attempt(self, kind: str, run: Callable[[], None], rows: int) -> None:
-        """Runs one pass, marked as begun before it begins, and deals with what goes wrong in it."""
-        self._step_began = time.monotonic()
+        """Runs one pass and deals with what goes wrong in it."""
+        began = time.monotonic()
         trouble: tuple[Fault, str] | None = None
         try:
-            run()
+            with self._passes:
+                run()
         except Exception as error:
             trouble = classify(error), first_line(error)
             if trouble[0] is Fault.DEVICE:
                 raise
             if trouble[0] is Fault.OTHER:
-                log.exception("BUG: a %s step of %d rows failed", kind, rows)
+                self._recovery.tell(f"a {kind} step of {rows} rows failed", error)
         # Outside the except block: there the traceback would still hold the failed pass's tensors.
-        self._step_ended = time.monotonic()
-        seconds, self._step_began = self._step_ended - self._step_began, None
         if trouble is None:
             self._steps += 1
-            if self._row_limit < self._max_batch and self._steps % REGAIN_STEPS == 0:
-                self._row_limit += 1
-            self._watch.stepped(kind, seconds, rows)
-        elif trouble[0] is Fault.MEMORY:
-            self._watch.ran_out_of_memory()
-            self._after_memory_ran_out(trouble[1])
-        else:
-            for job in [*self._joining, *self._rows]:
-                self._fail(job, Why.FAULT, f"the server failed in a step: {trouble[1]}")
-            self._joining.clear()
-            self._forget_rows()
-
-    def _after_memory_ran_out(self, words: str) -> None:
-        """Fails only a request that cannot run even alone; the others begin again, fewer at a time.
-
-        How far the failed pass came is unknown, so all rows go back into the queue with the tokens they have, oldest
-        first: nothing is lost but the time to read those tokens again.
-        """
-        jobs = [*sorted(self._rows, key=lambda job: job.began or 0.0), *self._joining]
-        size = len(jobs) * (max(job.length for job in jobs) + 1)
+            self.budget.stepped()
+            self._watch.stepped(kind, self._passes.ended - began, rows)
+            return
+        joining = list(self._joining)  # empty if it was the rows that failed
         self._joining.clear()
-        self._forget_rows()
-        if len(jobs) == 1:
-            self._fail(jobs[0], Why.OUT_OF_MEMORY, "there is not enough memory for a request of this length")
+        if trouble[0] is Fault.MEMORY:
+            self._watch.ran_out_of_memory()
+            self._recovery.after_memory_ran_out(joining, trouble[1])
+        elif joining:
+            self._recovery.blame_joining(joining, trouble[1])
         else:
-            # What was promised did not fit: promise less from now on.
-            self.kv_budget = max(min(self.kv_budget, size * 9 // 10), self._model.context)
-            self._row_limit = len(jobs) // 2
-            self._requeue(jobs)
-        log.warning(
-            "out of memory in a step of %d requests, %d tokens: %s; from now on %d requests at once, %d tokens",
-            *(len(jobs), size, words, self._row_limit, self.kv_budget),
-        )
-        if self._model.device.type == "cuda":
-            torch.cuda.empty_cache()
-
-    # --- the passes -------------------------------------------------------------------------------------------------
+            self._recovery.blame_rows(trouble[1])
 
     def _prefill(self) -> None:
-        logits = self._model.decoder.add([Prompt(job.request.prompt, job.generated) for job in self._joining])
-        now = time.monotonic()
+        logits = self._batch.join(self._joining)
+        first = len(self._batch) - len(self._joining)
         for job in self._joining:
-            if job.began is None:
-                job.began = now
-                self._watch.began(now - job.submitted, len(job.request.prompt))
-                self._emit(job, Started())
-        first = len(self._rows)
-        joined = list(self._joining)
-        self._rows.extend(joined)
-        self._next.extend([0] * len(joined))
+            job.alone = False
         self._joining.clear()  # they are rows now: what fails from here on fails as a row
-        tokens = choose(logits, [job.draw for job in joined])
-        self._advance(range(first, len(self._rows)), tokens)
+        self._advance(range(first, len(self._batch)), logits)
 
     def _decode(self) -> None:
-        logits = self._model.decoder.step(self._next)
-        tokens = choose(logits, [job.draw for job in self._rows])
-        self._advance(range(len(self._rows)), tokens)
+        self._advance(range(len(self._batch)), self._batch.step())
 
-    def _advance(self, rows: Sequence[int], tokens: Sequence[int]) -> None:
-        """Gives each row its new token; rows that end with it leave."""
-        left = []
-        for row, token in zip(rows, tokens, strict=True):
-            self._next[row] = token
-            if self._take(self._rows[row], token):
+    def _advance(self, rows: Sequence[int], logits: Tensor) -> None:
+        """Gives each row its new token; rows that end with it leave, and so do those that have none."""
+        jobs = [self._batch.jobs[row] for row in rows]
+        tokens = choose_each(logits, jobs)
+        now = time.monotonic()
+        left: list[int] = []
+        broken: list[tuple[Job, Exception]] = []
+        for row, job, token in zip(rows, jobs, tokens, strict=True):
+            try:
+                ended = self._take(job, token, now)
+            except Exception as error:
+                broken.append((job, error))
+                ended = True
+            if ended:
                 left.append(row)
+            elif isinstance(token, int):
+                self._batch.feed(row, token)
         for row in reversed(left):
-            self._leave(row)
+            self._batch.leave(row)
+        if broken:
+            self._recovery.blame_broken(broken, proven=len(broken) < len(jobs))
 
-    def _take(self, job: Job, token: int) -> bool:
-        """Adds a token to an answer; whether the answer has ended."""
+    def _take(self, job: Job, token: int | Exception, now: float) -> bool:
+        """Adds a token to an answer; whether the answer has ended. Raises what is wrong with the token or its text."""
+        if isinstance(token, Exception):
+            raise token
         if token == NOT_FINITE:
-            self._fail(job, Why.NOT_FINITE, "the model produced numbers that are not finite")
-            return True
+            raise NotFinite
         if token in self._model.ends and not job.request.ignore_end:
             self._finish(job, "stop")
             return True
         if not job.generated:
-            self._watch.first_token(time.monotonic() - job.submitted)
+            self._watch.first_token(now - job.submitted)
         job.generated.append(token)
         self._tokens += 1
-        self._watch.generated()
+        self._watch.generated(None if job.last_token is None else now - job.last_token)
+        job.last_token = now
         text = job.assembler.push(token)
         if job.request.stream and text:
-            self._emit(job, Text(text))
+            self._outlet.emit(job, Text(text))
         else:
             job.unshown += text
         if job.assembler.stopped:
@@ -355,43 +336,14 @@ class Engine:
             self._finish(job, "length")
         return job.ended
 
-    # --- endings ----------------------------------------------------------------------------------------------------
-
     def _finish(self, job: Job, reason: str) -> None:
-        job.ended = True
-        text = job.unshown + job.assembler.finish()
-        self._emit(job, Finished(text, "stop" if job.assembler.stopped else reason, len(job.generated)))
-
-    def _fail(self, job: Job, why: Why, words: str) -> None:
-        job.ended = True
-        self._emit(job, Failed(why, words))
-
-    def _leave(self, row: int) -> None:
-        """Takes a row out; as in the decoder, the last one takes its place."""
-        self._model.decoder.remove(row)
-        self._rows[row], self._next[row] = self._rows[-1], self._next[-1]
-        self._rows.pop()
-        self._next.pop()
-
-    def _forget_rows(self) -> None:
-        self._rows, self._next = [], []
-        self._model.decoder.clear()
+        self._outlet.finish(job, reason)
+        self._recovery.answered(job)
 
     def _end_all(self, why: Why, words: str) -> None:
         with self._changed:
             waiting = list(self._waiting)
             self._waiting.clear()
-        for job in [*self._rows, *waiting]:
-            if not job.cancelled:
-                self._fail(job, why, words)
-        self._forget_rows()
-        self._flush()
-
-    def _emit(self, job: Job, event: Event) -> None:
-        if not job.cancelled:
-            self._events.append((job, event))
-
-    def _flush(self) -> None:
-        if self._events:
-            events, self._events = self._events, []
-            self._outbox(events)
+        for job in [*self._batch.clear(), *waiting]:
+            self._outlet.fail(job, why, words)
+        self._outlet.flush()

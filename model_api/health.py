@@ -38,8 +38,8 @@ def _unhealthy_reason(service: Service) -> str | None:
         return f"draining: {service.admission.inside} requests to finish"
     if (lost := service.gpu_lost()) is not None:
         return lost
-    if service.failures_in_a_row >= SICK_AFTER:
-        return f"the last {service.failures_in_a_row} requests failed: {service.last_failure}"
+    if (trouble := service.trouble).failures >= SICK_AFTER:
+        return f"the last {trouble.failures} steps failed, those of a prompt known to be good too: {trouble.words}"
     return None
 
 

@@ -22,6 +22,9 @@ class Job:
         self.unshown = ""  # text of a request that does not stream, kept for its end
         self.submitted = time.monotonic()
         self.began: float | None = None  # when it first left the queue
+        self.last_token: float | None = None  # when its last token came
+        self.alone = False  # it begins in a pass of its own: one that it was in has failed
+        self.unexplained = 0  # failed steps that it was in, with nobody to blame
         self.cancelled = False  # set by any thread, read at the next step
         self.ended = False
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,11 +13,14 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import Send
 
 from model_api.calls import calling
+from model_api.problems import Problem, Unanswerable, check_text
 from model_api.request import Request, Sampling
 from model_api.service import Service
-from model_api.web import Problem, Unanswerable, check_text, read_object, respond
+from model_api.web import read_object, respond, tell_ignored
 
 INVALID = 422
+PARAMETERS = frozenset(("prompt", "history", "max_length", "top_p", "temperature"))
+MOST_TOKENS = 2**31 - 1
 MAX_LENGTH = 2048  # tokens of prompt and answer together, as published
 TOP_P = 0.7
 TEMPERATURE = 0.95
@@ -34,6 +36,7 @@ class Question:
     max_length: int
     top_p: float
     temperature: float
+    ignored: tuple[str, ...] = ()  # names that nothing was made of, for the client to be told
 
     def messages(self) -> list[dict[str, str]]:
         """The dialogue as roles."""
@@ -47,8 +50,8 @@ class Question:
 
 async def answer(service: Service, request: HttpRequest, send: Send) -> None:
     """Handles one `POST /`."""
-    body = await read_object(service, request, invalid=INVALID)
-    question = parse(body)
+    question = await read_object(service, request, parse, invalid=INVALID)
+    tell_ignored(service, request, question.ignored)
     async with calling(service, request.receive) as call:
         await call.begin(await _request(service, question))
         finished = await call.answer()
@@ -65,7 +68,7 @@ async def answer(service: Service, request: HttpRequest, send: Send) -> None:
 
 
 async def _request(service: Service, question: Question) -> Request:
-    ids = await service.encode_chat(question.messages())
+    ids = await service.encode_chat(question.messages(), question.max_length)
     room = min(question.max_length, service.context) - len(ids)
     if room <= 0:
         limit = "max_length" if question.max_length < service.context else "this server's context"
@@ -86,7 +89,7 @@ def parse(body: Mapping[str, Any]) -> Question:
     if not prompt.strip():
         raise _wrong("prompt: must not be empty", "prompt")
     check_text(prompt, "prompt", invalid=INVALID)
-    max_length = _number(body, "max_length", MAX_LENGTH, 1, math.inf)
+    max_length = _number(body, "max_length", MAX_LENGTH, 1, MOST_TOKENS)
     if max_length != int(max_length):
         raise _wrong("max_length: must be a whole number of tokens", "max_length")
     return Question(
@@ -95,6 +98,7 @@ def parse(body: Mapping[str, Any]) -> Question:
         max_length=int(max_length),
         top_p=_number(body, "top_p", TOP_P, 0, 1),
         temperature=_number(body, "temperature", TEMPERATURE, 0, 100),
+        ignored=tuple(name for name in body if name not in PARAMETERS),
     )
 
 
@@ -117,15 +121,14 @@ def _is_pair(pair: object) -> bool:
     return isinstance(pair, list) and len(pair) == 2 and all(isinstance(text, str) for text in pair)
 
 
-def _number(body: Mapping[str, Any], name: str, default: float, least: float, most: float) -> float:
+def _number(body: Mapping[str, Any], name: str, default: float, least: int, most: int) -> float:
     value = body.get(name)
     if not value and not isinstance(value, (dict, str)):
         return default  # by truthiness: 0, null and false mean the default in the published api.py
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise _wrong(f"{name}: must be a number", name)
-    if not least <= value <= most or (isinstance(value, float) and math.isinf(value)):
-        bounds = f"from {least:g} to {most:g}" if math.isfinite(most) else f"{least:g} or more, and finite"
-        raise _wrong(f"{name}: must be {bounds}", name)
+    if not least <= value <= most:
+        raise _wrong(f"{name}: must be from {least} to {most}", name)
     return value
 
 
@@ -135,9 +138,8 @@ def _wrong(words: str, field: str) -> Unanswerable:
 
 def render(problem: Problem) -> Response:
     """A failure in the shape of this API: `error` in words, `status` as the HTTP status, `time`."""
-    headers = {} if problem.retry_after is None else {"Retry-After": str(problem.retry_after)}
     body = {"error": problem.words, "status": problem.status, "time": _now()}
-    return JSONResponse(body, status_code=problem.status, headers=headers)
+    return JSONResponse(body, status_code=problem.status, headers=problem.headers())
 
 
 def _now() -> str:

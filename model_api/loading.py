@@ -5,9 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +12,8 @@ import torch
 
 from model_api import embedded
 from model_api.backends.base import LoadedModel, LoadError
+from model_api.backends.proof import prove
+from model_api.backends.tuning import Tuning
 from model_api.manifest import DamagedModel, check_files
 from model_api.settings import Settings
 
@@ -34,8 +33,11 @@ def load_model(settings: Settings) -> LoadedModel:
         directory, checked = _embedded(settings.model_cache)
     config = _read_config(directory)
     dtype = _dtype(settings.dtype, config, device)
-    model = _backend(directory, config, dtype, device, settings.quantize)
+    tuning = Tuning(settings.ptuning_path, settings.lora_path)
+    checked += sum(check_files(path) for path in (tuning.ptuning, tuning.lora) if path and path.is_dir())
+    model = _backend(directory, config, dtype, device, settings.quantize, tuning)
     _use_cores(model)
+    prove(model)
     log.info(
         "loaded %s: %s, %.1f M parameters, %s on %s, %d tokens of context, %s",
         directory,
@@ -87,7 +89,10 @@ def _read_config(directory: Path) -> dict[str, Any]:
 
 
 def _dtype(wanted: str, config: dict[str, Any], device: torch.device) -> torch.dtype:
-    """`auto`: on a GPU what the checkpoint was saved in, on a CPU float32, which is what CPUs are quick at."""
+    """`auto`: on a GPU what the checkpoint was saved in, on a CPU float32, which every CPU computes at full precision.
+
+    CPUs with units for bfloat16 are quicker at that, several rows at once most of all, and need half the memory.
+    """
     if wanted == "auto":
         saved = str(config.get("dtype") or config.get("torch_dtype") or "float16")
         wanted = saved if device.type == "cuda" else "float32"
@@ -98,40 +103,21 @@ def _dtype(wanted: str, config: dict[str, Any], device: torch.device) -> torch.d
 
 
 def _backend(
-    directory: Path, config: dict[str, Any], dtype: torch.dtype, device: torch.device, bits: int
+    directory: Path, config: dict[str, Any], dtype: torch.dtype, device: torch.device, bits: int, tuning: Tuning
 ) -> LoadedModel:
     try:
         if config.get("model_type") == "chatglm":
-            with _place_for_code():
-                from model_api.backends import chatglm
+            from model_api.backends import glm_family
 
-                return chatglm.load(directory, config, dtype, device, bits)
+            return glm_family.load(directory, config, dtype, device, bits, tuning)
         from model_api.backends import native
 
-        return native.load(directory, config, dtype, device, bits)
+        return native.load(directory, config, dtype, device, bits, tuning)
     except (LoadError, torch.OutOfMemoryError):
         raise
     except Exception as error:
         # Whatever transformers and safetensors raise over a broken directory: one sentence with the directory's name.
         raise LoadError(f"cannot load {directory}: {type(error).__name__}: {error}") from error
-
-
-@contextmanager
-def _place_for_code() -> Iterator[None]:
-    """A directory of this load alone for the code that transformers copies out of the model's directory.
-
-    Read when transformers is imported. The default is one shared cache, where two starting servers would race. Once
-    imported the copies are of no use, and this process may not live to clean up at its end.
-    """
-    if "HF_MODULES_CACHE" in os.environ:
-        yield
-        return
-    with tempfile.TemporaryDirectory(prefix="model-api-code-", ignore_cleanup_errors=True) as place:
-        os.environ["HF_MODULES_CACHE"] = place
-        try:
-            yield
-        finally:
-            del os.environ["HF_MODULES_CACHE"]
 
 
 def _use_cores(model: LoadedModel) -> None:

@@ -111,7 +111,9 @@ def verify(directory: str, env: Mapping[str, str]) -> int:
         return _complain(f"{directory} cannot be served: {error}", exits.CANNOT_SERVE)
     print(f"model      {model.family}, {model.parameters / 1e6:.1f} M parameters, {_precision(model, settings)}")
     print(f"loaded in  {loaded:.1f} s")
-    print(f"context    {model.context} tokens, {model.kv_bytes_per_token} bytes of past each")
+    wanted = min(model.context, settings.max_context or model.context)
+    held = "" if engine.longest >= wanted else f" (memory does not hold {wanted})"
+    print(f"context    {min(engine.longest, wanted)} tokens{held}, {model.kv_bytes_per_token} bytes of past each")
     print(f"memory     {_memory(model)}")
     print(f"answer     {PROMPT} -> {answer.text}")
     for figure in figures:

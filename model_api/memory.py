@@ -17,14 +17,18 @@ if TYPE_CHECKING:
 
 GPU_SHARE = 0.85  # of what is free after loading; the rest is for the passes' own tensors and fragmentation
 RAM_SHARE = 0.5
+LEAST_TOKENS = 512  # promised whatever is free: a model that cannot hold so many is found out by its warm-up
 DEVICE_FILE = Path("/dev/nvidiactl")  # whoever uses CUDA has opened it
 
 
 def kv_budget(model: LoadedModel, context: int, max_batch: int) -> int:
-    """Tokens of past (rows x longest) that memory holds: at least one context, at most what `max_batch` can use."""
+    """Tokens of past that memory holds, at most what `max_batch` contexts can use.
+
+    It may be less than a single context: then requests are shorter than what the model could take.
+    """
     per_token = max(1, model.kv_bytes_per_token)
     fits = int(free_bytes(model.device) * (GPU_SHARE if model.device.type == "cuda" else RAM_SHARE)) // per_token
-    return max(context, min(fits, context * max_batch))
+    return min(model.decoder.cells(max_batch, context), max(fits, LEAST_TOKENS))
 
 
 def free_bytes(device: torch.device) -> int:

@@ -25,13 +25,16 @@ class Metrics:
         )
         self._refused = Counter("model_api_refused", "Requests refused, by reason", ["reason"], registry=registry)
         self._wait = Histogram(
-            "model_api_queue_wait_seconds", "Time spent in the queue", buckets=LATENCY, registry=registry
+            "model_api_queue_wait_seconds",
+            "Time spent in the queue, until the prompt is begun",
+            buckets=LATENCY,
+            registry=registry,
         )
         self._first = Histogram(
             "model_api_time_to_first_token_seconds", "Acceptance to first token", buckets=LATENCY, registry=registry
         )
         self._token = Histogram(
-            "model_api_time_per_token_seconds", "Between the tokens of a request: one decode step",
+            "model_api_time_per_token_seconds", "Between two tokens of a request, whatever it waited for",
             buckets=STEP, registry=registry,
         )  # fmt: skip
         self._step = Histogram(
@@ -69,7 +72,6 @@ class Metrics:
         """A pass is over."""
         self._step.labels(kind).observe(seconds)
         if kind == "decode":
-            self._token.observe(seconds)
             self._rows.observe(rows)
 
     def began(self, waited: float, prompt_tokens: int) -> None:
@@ -77,9 +79,11 @@ class Metrics:
         self._wait.observe(waited)
         self._prompt.inc(prompt_tokens)
 
-    def generated(self) -> None:
-        """A request has one more token."""
+    def generated(self, gap: float | None) -> None:
+        """A request has one more token, `gap` seconds after the one before; None: it is its first."""
         self._generated.inc()
+        if gap is not None:
+            self._token.observe(gap)
 
     def first_token(self, seconds: float) -> None:
         """A request's first token came."""

@@ -14,11 +14,12 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import Send
 
 from model_api.calls import Call, GenerationFailed, calling
-from model_api.openai_body import INVALID as INVALID
 from model_api.openai_body import Ask, parse_chat, parse_completion
+from model_api.openai_names import INVALID as INVALID
+from model_api.problems import Problem, Unanswerable
 from model_api.request import Finished, Request
 from model_api.service import Service
-from model_api.web import Problem, Unanswerable, problem_of, read_object, respond
+from model_api.web import problem_of, read_object, respond, tell_ignored
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,21 +71,20 @@ def _model(service: Service) -> dict[str, Any]:
 
 async def chat_completions(service: Service, request: HttpRequest, send: Send) -> None:
     """Handles POST /v1/chat/completions."""
-    body = await read_object(service, request, invalid=INVALID)
-    ask = parse_chat(body, service.defaults)
+    ask = await read_object(service, request, lambda body: parse_chat(body, service.defaults), invalid=INVALID)
     _check_model(service, ask.model)
+    tell_ignored(service, request, ask.ignored)
     async with calling(service, request.receive) as call:
         await _answer(service, request, send, call, ask, CHAT, await service.encode_chat(ask.messages))
 
 
 async def completions(service: Service, request: HttpRequest, send: Send) -> None:
     """Handles POST /v1/completions: text or token ids, continued."""
-    body = await read_object(service, request, invalid=INVALID)
-    ask = parse_completion(body, service.defaults)
+    ask = await read_object(service, request, lambda body: parse_completion(body, service.defaults), invalid=INVALID)
     _check_model(service, ask.model)
+    tell_ignored(service, request, ask.ignored)
     async with calling(service, request.receive) as call:
         ids = list(ask.prompt) if isinstance(ask.prompt, tuple) else await service.encode_text(ask.prompt)
-        _check_ids(service, ids)
         await _answer(service, request, send, call, ask, COMPLETION, ids)
 
 
@@ -175,17 +175,8 @@ def _usage(prompt: int, answer: int) -> dict[str, int]:
 
 def _check_model(service: Service, name: str | None) -> None:
     if name is not None and name != service.settings.model_name:
-        words = f"the model {name!r} does not exist here; GET /v1/models names the one that does"
+        words = f"the model {name[:200]!r} does not exist here; GET /v1/models names the one that does"
         raise Unanswerable(Problem(404, words, "model_not_found", "model"))
-
-
-def _check_ids(service: Service, ids: list[int]) -> None:
-    """On a GPU an id outside the vocabulary would not be an error but the end of the process."""
-    if not ids:
-        raise Unanswerable(Problem(INVALID, "prompt: must not be empty", "invalid_value", "prompt"))
-    if max(ids) >= service.model.vocabulary:
-        words = f"prompt: token ids must be under {service.model.vocabulary}"
-        raise Unanswerable(Problem(INVALID, words, "invalid_value", "prompt"))
 
 
 def error_body(problem: Problem) -> dict[str, Any]:
@@ -196,5 +187,4 @@ def error_body(problem: Problem) -> dict[str, Any]:
 
 def render(problem: Problem) -> Response:
     """A failure as an HTTP response."""
-    headers = {} if problem.retry_after is None else {"Retry-After": str(problem.retry_after)}
-    return JSONResponse(error_body(problem), status_code=problem.status, headers=headers)
+    return JSONResponse(error_body(problem), status_code=problem.status, headers=problem.headers())

@@ -1,20 +1,22 @@
-"""The bodies of OpenAI's completion endpoints: what is taken, what is refused, and in which words."""
+"""The bodies of OpenAI's completion endpoints: what is taken, within which bounds, and in which words it is refused."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, Protocol, TypeVar
+from typing import Annotated, Any, Protocol, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from model_api.messages import Message, Told
+from model_api.openai_names import INVALID, refuse_unsupported
+from model_api.problems import Problem, Unanswerable, check_text
 from model_api.request import Sampling
-from model_api.web import Problem, Unanswerable, check_text
 
 T = TypeVar("T", bound=BaseModel)
 
-INVALID = 400
 MOST_STOPS = 16
+MOST_TOKENS = 2**31 - 1  # more than any context; what no signed 32 bits hold is no number of tokens
 
 
 class Defaults(Protocol):
@@ -32,7 +34,10 @@ class Defaults(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """A checked body. `prompt` is text or ids (completions), `messages` the dialogue (chat)."""
+    """A checked body. `prompt` is text or ids (completions), `messages` the dialogue (chat).
+
+    `ignored`: the parameters that nothing was made of, for the client to be told.
+    """
 
     model: str | None
     sampling: Sampling
@@ -42,6 +47,7 @@ class Ask:
     include_usage: bool
     ignore_eos: bool
     timeout: float | None
+    ignored: tuple[str, ...] = ()
     messages: tuple[Mapping[str, Any], ...] = ()
     prompt: str | tuple[int, ...] = ""
 
@@ -51,96 +57,79 @@ class _Strict(BaseModel):
 
 
 class _StreamOptions(_Strict):
-    include_usage: bool = False
+    include_usage: bool | None = None
+    include_obfuscation: bool | None = None  # padding against eavesdroppers: TLS, where there is any, is the proxy's
+
+
+_Tokens = Annotated[int, Field(ge=1, le=MOST_TOKENS)]
+_Stops = Annotated[list[str], Field(fail_fast=True)]
 
 
 class _Common(_Strict):
+    """Every number has a lower and an upper bound: what is beyond them must not reach a step that others share."""
+
     model: str | None = None
     temperature: Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)] | None = None
-    top_p: Annotated[float, Field(ge=0, le=1)] | None = None
-    max_tokens: Annotated[int, Field(ge=1)] | None = None
-    stop: str | list[str] | None = None
+    top_p: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] | None = None
+    max_tokens: _Tokens | None = None
+    stop: str | _Stops | None = None
     seed: Annotated[int, Field(ge=-(2**63), lt=2**64)] | None = None
     stream: bool | None = None
     stream_options: _StreamOptions | None = None
     # Not OpenAI's own, but what other servers take too; `timeout`: seconds until the answer is worth nothing.
-    top_k: Annotated[int, Field(ge=-1)] | None = None
-    repetition_penalty: Annotated[float, Field(gt=0, le=10)] | None = None
-    ignore_eos: bool = False
-    timeout: Annotated[float, Field(gt=0, le=86400)] | None = None
-
-
-class _Part(_Strict):
-    type: Literal["text"]
-    text: str
-
-
-class _Message(BaseModel):
-    # Extra keys (name, tool_calls, tool_call_id) go to the chat template as they are.
-    model_config = ConfigDict(strict=True, extra="allow")
-    role: Literal["system", "developer", "user", "assistant", "tool", "observation"]
-    content: str | list[_Part] | None = None
+    top_k: Annotated[int, Field(ge=-1, le=MOST_TOKENS)] | None = None
+    # Below a hundredth the logits leave the range of half precision, and an answer would be of no numbers at all.
+    repetition_penalty: Annotated[float, Field(ge=0.01, le=10, allow_inf_nan=False)] | None = None
+    ignore_eos: bool | None = None
+    timeout: Annotated[float, Field(ge=0.001, le=86400, allow_inf_nan=False)] | None = None
 
 
 class _Chat(_Common):
-    messages: Annotated[list[_Message], Field(min_length=1)]
-    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
-
-
-_Ids = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
-_Prompts = Annotated[list[str], Field(min_length=1)]
+    messages: Annotated[list[Message], Field(min_length=1, fail_fast=True)]
+    max_completion_tokens: _Tokens | None = None
 
 
 class _Completion(_Common):
-    prompt: (
-        str
-        | Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
-        | Annotated[list[str], Field(min_length=1)]
-    )
-
-
-# Parameters that change an answer and that this server does not have: silence about them would be a wrong answer.
-_REFUSED: Mapping[str, tuple[Any, ...]] = {
-    "n": (None, 1),
-    "best_of": (None, 1),
-    "logprobs": (None, False, 0),
-    "top_logprobs": (None, 0),
-    "logit_bias": (None, {}),
-    "presence_penalty": (None, 0),
-    "frequency_penalty": (None, 0),
-    "echo": (None, False),
-    "suffix": (None, ""),
-    "tools": (None, []),
-    "functions": (None, []),
-    "response_format": (None, {"type": "text"}),
-    "modalities": (None, ["text"]),
-    "audio": (None,),
-}
+    prompt: Any = None  # looked at by `_prompt`, which can say of its many forms what is wrong
 
 
 def parse_chat(body: Mapping[str, Any], defaults: Defaults) -> Ask:
     """Checks a body of /v1/chat/completions; raises Unanswerable naming the field."""
-    _refuse_unsupported(body)
+    unknown = refuse_unsupported(body, chat=True)
     chat = _validated(_Chat, body)
-    messages = tuple(_message(message, index) for index, message in enumerate(chat.messages))
-    limit = chat.max_completion_tokens or chat.max_tokens
-    return _ask(chat, limit, defaults, messages=messages)
+    told = Told()
+    messages = tuple(message.to_model(index, told) for index, message in enumerate(chat.messages))
+    limit = chat.max_tokens if chat.max_completion_tokens is None else chat.max_completion_tokens
+    return _ask(chat, limit, defaults, ignored=(*unknown, *told.ignored), messages=messages)
 
 
 def parse_completion(body: Mapping[str, Any], defaults: Defaults) -> Ask:
     """Checks a body of /v1/completions; raises Unanswerable naming the field."""
-    _refuse_unsupported(body)
+    unknown = refuse_unsupported(body, chat=False)
     completion = _validated(_Completion, body)
-    texts = [item for item in completion.prompt if isinstance(item, str)]
-    if isinstance(completion.prompt, list) and len(texts) > 1:
-        raise _wrong("prompt: one prompt a request, not a list of several", "prompt")
-    limit = completion.max_tokens or 16  # OpenAI's default here
-    if not texts:
-        ids = tuple(item for item in completion.prompt if isinstance(item, int))
-        return _ask(completion, limit, defaults, prompt=ids)
-    prompt = completion.prompt if isinstance(completion.prompt, str) else texts[0]
-    check_text(prompt, "prompt", invalid=INVALID)
-    return _ask(completion, limit, defaults, prompt=prompt)
+    if "prompt" not in body:
+        raise _wrong("prompt: is missing", "prompt")
+    limit = 16 if completion.max_tokens is None else completion.max_tokens  # OpenAI's default here
+    return _ask(completion, limit, defaults, ignored=unknown, prompt=_prompt(completion.prompt))
+
+
+def _prompt(prompt: object) -> str | tuple[int, ...]:
+    """One prompt out of OpenAI's four forms: a text, ids, or a list of one text or of one list of ids."""
+    if isinstance(prompt, list) and prompt and isinstance(prompt[0], (str, list)):
+        if len(prompt) > 1:
+            raise _wrong("prompt: one prompt a request, not a list of several", "prompt")
+        prompt = prompt[0]
+    if isinstance(prompt, str):
+        check_text(prompt, "prompt", invalid=INVALID)
+        return prompt
+    if not isinstance(prompt, list):
+        raise _wrong("prompt: must be a string, or a list of token ids", "prompt")
+    if not prompt:
+        raise _wrong("prompt: must not be empty", "prompt")
+    for place, token in enumerate(prompt):
+        if type(token) is not int or not 0 <= token <= MOST_TOKENS:
+            raise _wrong(f"prompt[{place}]: must be a token id, a whole number of 0 or more", "prompt")
+    return tuple(prompt)
 
 
 def _ask(
@@ -148,9 +137,12 @@ def _ask(
     max_tokens: int | None,
     defaults: Defaults,
     *,
+    ignored: tuple[str, ...],
     messages: tuple[Mapping[str, Any], ...] = (),
     prompt: str | tuple[int, ...] = "",
 ) -> Ask:
+    if body.stream_options is not None and not body.stream:
+        raise _wrong("stream_options: is only allowed when stream is true", "stream_options")
     return Ask(
         model=body.model,
         sampling=Sampling(
@@ -166,8 +158,9 @@ def _ask(
         stops=_stops(body.stop),
         stream=bool(body.stream),
         include_usage=bool(body.stream_options and body.stream_options.include_usage),
-        ignore_eos=body.ignore_eos,
+        ignore_eos=bool(body.ignore_eos),
         timeout=body.timeout,
+        ignored=ignored,
         messages=messages,
         prompt=prompt,
     )
@@ -177,34 +170,16 @@ def _stops(stop: str | Sequence[str] | None) -> tuple[str, ...]:
     stops = (stop,) if isinstance(stop, str) else tuple(stop or ())
     if len(stops) > MOST_STOPS:
         raise _wrong(f"stop: at most {MOST_STOPS} strings", "stop")
+    for text in stops:
+        check_text(text, "stop", invalid=INVALID)
     return tuple(text for text in stops if text)
-
-
-def _message(message: _Message, index: int) -> Mapping[str, Any]:
-    field = f"messages[{index}].content"
-    content = message.content
-    text = "".join(part.text for part in content) if isinstance(content, list) else content or ""
-    if not text and message.role in ("user", "system", "developer"):
-        raise _wrong(f"{field}: must not be empty", field)
-    check_text(text, field, invalid=INVALID)
-    role = "system" if message.role == "developer" else message.role
-    return {**(message.model_extra or {}), "role": role, "content": text}
-
-
-def _refuse_unsupported(body: Mapping[str, Any]) -> None:
-    for name, harmless in _REFUSED.items():
-        value = body.get(name)
-        # By type too: 0 == False and 1 == True, and `n: true` is not `n: 1`.
-        if not any(value == other and type(value) in (type(other), int, float) for other in harmless):
-            shown = repr(value)[:60]
-            raise _wrong(f"{name}: {shown} is not supported by this server; leave it out", name, "unsupported_value")
 
 
 def _validated(kind: type[T], body: Mapping[str, Any]) -> T:
     try:
         return kind.model_validate(body)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_context=False)[0]
+        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
         path = [part for part in first["loc"] if not _is_branch(part)]
         field = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path).lstrip(".")
         raise _wrong(f"{field}: {first['msg']}", field) from None
@@ -212,7 +187,7 @@ def _validated(kind: type[T], body: Mapping[str, Any]) -> T:
 
 def _is_branch(part: int | str) -> bool:
     """Whether a part of pydantic's location names a branch of a union and no field."""
-    return isinstance(part, str) and (part in ("str", "int", "_Part") or "[" in part)
+    return isinstance(part, str) and (part in ("str", "int", "Part") or "[" in part)
 
 
 def _wrong(words: str, field: str, code: str = "invalid_value") -> Unanswerable:

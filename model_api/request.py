@@ -13,6 +13,10 @@ class PromptError(ValueError):
     """A prompt that the model cannot take; the text is for the client."""
 
 
+class PromptTooLong(PromptError):
+    """A prompt that leaves no room for an answer in what this server can hold, ever."""
+
+
 @dataclass(frozen=True, slots=True)
 class Sampling:
     """How one request draws. temperature 0: greedy; top_p 1 and top_k 0: off; seed None: fresh."""
@@ -44,13 +48,23 @@ class Request:
 
 
 class Why(StrEnum):
-    """Why a request ended without an answer."""
+    """Why a request ended without an answer.
 
-    OUT_OF_MEMORY = "out_of_memory"
+    Blamed on the request are the `final` ones: a prompt that is known to be good was answered when it failed.
+    """
+
     DEADLINE = "deadline"
-    NOT_FINITE = "not_finite"
+    TOO_LONG = "context_length_exceeded"  # there is not enough memory for it even alone
+    NOT_FINITE = "not_finite"  # its logits hold NaN or infinity
+    STEP_FAILED = "step_failed"  # a step with it in it raises, and without it does not
+    OUT_OF_MEMORY = "out_of_memory"  # there is no memory now, for a short prompt neither
     SHUTDOWN = "shutdown"
-    FAULT = "fault"
+    FAULT = "fault"  # the server fails whatever it is asked
+
+    @property
+    def final(self) -> bool:
+        """Whether asking again, here or on another instance, would only do the same harm again."""
+        return self in (Why.DEADLINE, Why.TOO_LONG, Why.NOT_FINITE, Why.STEP_FAILED)
 
 
 @dataclass(frozen=True, slots=True)

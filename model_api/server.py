@@ -10,11 +10,11 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import uvicorn
 
-from model_api import exits
+from model_api import connections, exits
 from model_api.app import build_app
 from model_api.service import Service
 from model_api.settings import Settings
@@ -24,6 +24,8 @@ log = logging.getLogger(__name__)
 KEEP_ALIVE = 75  # seconds; longer than nginx keeps idle connections to its upstreams (60), so that nginx closes them
 LINGER = 5.0  # seconds for the last answers to be sent and connections to close
 BACKLOG = 2048
+SEND_BUFFER = 256 << 10  # bytes of an answer that the kernel keeps for a slow client; by itself it would take 4 MB
+ACCEPTED_AT_ONCE = 64  # connections; /health waits for no more of a flood than these
 
 
 def bind(settings: Settings) -> socket.socket:
@@ -34,6 +36,7 @@ def bind(settings: Settings) -> socket.socket:
         )[0]
         listener = socket.socket(family, kind, proto)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)  # connections inherit it
         listener.bind(address)
         listener.listen(BACKLOG)
     except OSError as error:
@@ -54,16 +57,29 @@ class _Server(uvicorn.Server):
     def capture_signals(self) -> Iterator[None]:
         yield
 
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        # One number of asyncio's is both how many it accepts in one go and how many may wait in the kernel.
+        for listener in sockets or ():
+            listener.listen(BACKLOG)
+
 
 async def _run(settings: Settings, listener: socket.socket) -> int:
     service = Service(settings)
+    book = connections.Book(
+        connections.most_connections(connections.raise_file_limit(), settings.max_batch + settings.max_queue)
+    )
+    service.metrics.gauge("model_api_connections", "Open connections", lambda: len(book))
+    service.metrics.gauge("model_api_connections_limit", "The most connections there may be", lambda: book.most)
+    service.metrics.gauge("model_api_connections_closed", "Connections that made room for others", lambda: book.closed)
     config = uvicorn.Config(
         build_app(service),
+        http=cast(Any, connections.protocol(book)),
         lifespan="off",
         log_config=None,
         access_log=False,
         server_header=False,
-        backlog=BACKLOG,
+        backlog=ACCEPTED_AT_ONCE,
         timeout_keep_alive=KEEP_ALIVE,
         timeout_graceful_shutdown=int(LINGER),
     )

@@ -34,6 +34,8 @@ class Settings:
     model_path: Path | None  # None: the embedded tiny GLM
     model_name: str
     model_cache: Path
+    ptuning_path: Path | None = None  # a P-Tuning v2 checkpoint on top of the model
+    lora_path: Path | None = None  # a LoRA adapter to be merged into the model
     host: str = "127.0.0.1"
     port: int = 8000  # 0: a free one, named in the log
     dtype: str = "auto"
@@ -116,6 +118,20 @@ def _model_directory(text: str) -> Path | None:
     return path
 
 
+def _checkpoint(text: str) -> Path:
+    path = Path(text)
+    if not path.exists():
+        raise ValueError("no such directory or file; mount the P-Tuning v2 checkpoint there, or unset PTUNING_PATH")
+    return path
+
+
+def _adapter(text: str) -> Path:
+    path = Path(text)
+    if not (path / "adapter_config.json").is_file():
+        raise ValueError("has no adapter_config.json; an adapter's directory was meant, as peft saves it")
+    return path
+
+
 def _keys_from(text: str) -> frozenset[str]:
     try:
         lines = Path(text).read_text(encoding="utf-8").splitlines()
@@ -144,6 +160,8 @@ def from_environment(env: Mapping[str, str]) -> Settings:
     settings = Settings(
         model_path=model_path,
         model_name=read("MODEL_NAME", model_path.resolve().name if model_path else "chatglm-tiny", str),
+        ptuning_path=read("PTUNING_PATH", None, _checkpoint),
+        lora_path=read("LORA_PATH", None, _adapter),
         model_cache=read("MODEL_CACHE", default_cache(env), Path),
         host=read("HOST", "127.0.0.1", str),
         port=read("PORT", 8000, _whole(0, 65535)),

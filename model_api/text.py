@@ -12,22 +12,28 @@ class Detokenizer:
     """Decodes token by token. Text is given out only up to the last whole character.
 
     A character of a byte-level vocabulary may span up to four tokens, and a sentencepiece word is decoded differently
-    at the start of a text: so a short window of earlier tokens is decoded along with each new one.
+    at the start of a text: so a short window of earlier tokens is decoded along with each new one. `before`: the tokens
+    of the text that is continued, of which nothing is given out; without them the first word would lose its space.
     """
 
     WINDOW = 8  # tokens kept for context
     PATIENCE = 32  # tokens after which bytes that make no character are shown as they are
 
-    def __init__(self, decode: Callable[[Sequence[int]], str]) -> None:
+    def __init__(self, decode: Callable[[Sequence[int]], str], before: Sequence[int] = ()) -> None:
         self._decode = decode
-        self._ids: list[int] = []
-        self._shown = 0  # characters of the window's text already given out
-        self._border = 0  # tokens of the window that end at a whole character
+        self._ids = list(before[-self.WINDOW :])
+        text = decode(self._ids) if self._ids else ""
+        # A character whose first bytes end what is continued is given out with its last ones, if they ever come.
+        self._open = min(3, len(text) - len(text.rstrip(BROKEN)))
+        self._shown = len(text) - self._open  # characters of the window's text already given out
+        self._border = len(self._ids)  # tokens of the window that end at a whole character
 
     def push(self, token: int) -> str:
         """The text that this token completes; empty while a character is unfinished."""
         self._ids.append(token)
         text = self._decode(self._ids)
+        if self._open and not self._settle_start(text):
+            return ""
         unfinished = 0
         if len(self._ids) - self._border <= self.PATIENCE:
             unfinished = min(3, len(text) - len(text.rstrip(BROKEN)))
@@ -39,7 +45,17 @@ class Detokenizer:
 
     def finish(self) -> str:
         """What was kept back: the remains of a character that never came whole."""
-        return self._decode(self._ids)[self._shown :] if self._ids else ""
+        return self._decode(self._ids)[self._shown + self._open :] if self._ids else ""
+
+    def _settle_start(self, text: str) -> bool:
+        """Whether it is known which broken characters are of the text that is continued: those are not given out."""
+        rest = text[self._shown :]
+        whole = rest.lstrip(BROKEN)
+        if not whole and len(self._ids) - self._border <= self.PATIENCE:
+            return False
+        self._shown += min(self._open, len(rest) - len(whole))
+        self._open = 0
+        return True
 
     def _slide(self) -> None:
         if len(self._ids) > self.WINDOW:
@@ -67,6 +83,11 @@ class Tidy:
         self._before = ""  # the last character given out, raw: the left neighbour of what comes
         self._begun = False
 
+    @property
+    def held_space(self) -> str:
+        """The space that is kept back because the answer may end with it; empty when other text is kept too."""
+        return self._held if self._held.isspace() else ""
+
     def push(self, text: str) -> str:
         """`text` and what was held, as far as what follows cannot change it any more."""
         text = self._held + text
@@ -85,13 +106,15 @@ class Tidy:
         """How many characters at the end may still change: space, a mark whose right neighbour is unknown, a marker."""
         body = text.rstrip()
         end = len(text) - len(body)
-        if self._punctuation and not end and body and body[-1] in self._WIDE:
+        if end:
+            return end  # nothing before the space can change any more: no marker has space in it
+        if self._punctuation and body and body[-1] in self._WIDE:
             return 1
         if self._training_date:
             for size in range(min(len(body), len(self._MARKER) - 1), 0, -1):
                 if self._MARKER.startswith(body[-size:]):
-                    return size + end
-        return end
+                    return size
+        return 0
 
     def _settle(self, text: str, after: str) -> str:
         if not text:
@@ -127,6 +150,10 @@ class StopStrings:
         self._held = text[keep:]
         return text[:keep]
 
+    def would_end_with(self, text: str) -> bool:
+        """Whether a stop string would be complete if `text` came now."""
+        return bool(text) and any(stop in self._held + text for stop in self._stops)
+
     def finish(self) -> str:
         """What was held back as a stop string's possible beginning, now that nothing follows."""
         held, self._held = self._held, ""
@@ -143,8 +170,14 @@ class StopStrings:
 class Assembler:
     """The whole way of one answer: tokens in, text for the client out."""
 
-    def __init__(self, decode: Callable[[Sequence[int]], str], stops: Sequence[str], tidy: Tidy | None) -> None:
-        self._detokenizer = Detokenizer(decode)
+    def __init__(
+        self,
+        decode: Callable[[Sequence[int]], str],
+        stops: Sequence[str],
+        tidy: Tidy | None,
+        before: Sequence[int] = (),
+    ) -> None:
+        self._detokenizer = Detokenizer(decode, before)
         self._tidy = tidy
         self._stops = StopStrings(stops)
         self._ended = False
@@ -157,7 +190,14 @@ class Assembler:
     def push(self, token: int) -> str:
         """The text that may be shown after this token."""
         text = self._detokenizer.push(token)
-        return self._stops.push(self._tidy.push(text) if self._tidy else text)
+        if self._tidy is None:
+            return self._stops.push(text)
+        shown = self._stops.push(self._tidy.push(text))
+        space = self._tidy.held_space
+        # Space at the end is held, yet whatever follows leaves it as it is: a stop string of space ends the text now.
+        if not self._stops.found and self._stops.would_end_with(space):
+            shown += self._stops.push(space)
+        return shown
 
     def finish(self) -> str:
         """What is left to show at the end; nothing when called again."""

@@ -1,15 +1,13 @@
-"""Reading requests and writing answers: what both APIs share below their own words."""
+"""From a request to an answer: what both APIs share below their own words."""
 
 from __future__ import annotations
 
-import asyncio
 import hmac
-import json
 import logging
+import re
 import time
-from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 from starlette.requests import ClientDisconnect
 from starlette.requests import Request as HttpRequest
@@ -17,41 +15,32 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from model_api.admission import Refused
+from model_api.bodies import most_items, read_json
 from model_api.calls import ClientGone, GenerationFailed
-from model_api.request import PromptError, Why
+from model_api.problems import Problem, Unanswerable
+from model_api.request import PromptError, PromptTooLong, Why
 from model_api.service import Service
+
+T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
-BODY_TIMEOUT = 30.0  # seconds for a client to send its body
 CLIENT_GONE = 499  # nginx's number; nobody receives it
+IGNORED = b"x-ignored-parameters"  # the header that names them
+MOST_NAMES = 16  # in that header
+_IGNORED_KEY = "model_api.ignored"  # in a request's scope
+_PLAIN = re.compile(r"[A-Za-z0-9_.\[\]-]{1,64}")  # what a name must be made of to be repeated in a header and the log
 
+# What is the request's own fault has a 4xx that neither a gateway nor the official client sends a second time: carried
+# to the next instance it would do the same harm there.
 _STATUS = {
+    Why.DEADLINE: 408,
+    Why.NOT_FINITE: 422,
+    Why.STEP_FAILED: 422,
     Why.OUT_OF_MEMORY: 503,
-    Why.DEADLINE: 408,  # not 504: a gateway would ask the next instance for what nobody waits for any more
-    Why.NOT_FINITE: 500,
     Why.SHUTDOWN: 503,
     Why.FAULT: 500,
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Problem:
-    """Why a request is not answered. `code` is a word for programs, `field` the parameter that is wrong."""
-
-    status: int
-    words: str
-    code: str
-    field: str | None = None
-    retry_after: int | None = None
-
-
-class Unanswerable(Exception):
-    """Ends a handler with a Problem."""
-
-    def __init__(self, problem: Problem) -> None:
-        super().__init__(problem.words)
-        self.problem = problem
 
 
 Handler = Callable[[Service, HttpRequest, Send], Awaitable[None]]
@@ -72,6 +61,8 @@ def endpoint(service: Service, name: str, handler: Handler, render: Render, *, i
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
+                if (ignored := scope.get(_IGNORED_KEY)) is not None:
+                    message = {**message, "headers": [*message.get("headers", ()), (IGNORED, ignored)]}
             await send(message)
 
         request = HttpRequest(scope, receive)
@@ -104,8 +95,11 @@ def problem_of(error: Exception, invalid: int = 400) -> Problem:
         case Refused():
             return Problem(503, error.refusal.words, error.refusal.reason, retry_after=error.refusal.retry_after)
         case GenerationFailed():
-            again = 1 if error.why in (Why.OUT_OF_MEMORY, Why.SHUTDOWN) else None
-            return Problem(_STATUS[error.why], error.words, str(error.why), retry_after=again)
+            status = _STATUS.get(error.why, invalid)
+            again = 1 if status == 503 else None
+            return Problem(status, error.words, str(error.why), retry_after=again, final=error.why.final)
+        case PromptTooLong():
+            return Problem(invalid, str(error), str(Why.TOO_LONG), final=True)
         case _:
             return Problem(invalid, str(error), "invalid_prompt")
 
@@ -114,73 +108,39 @@ def check_key(request: HttpRequest, keys: frozenset[str]) -> None:
     """Compares the bearer token with every key, each in constant time; raises Unanswerable (401)."""
     if not keys:
         return
-    scheme, _, token = request.headers.get("authorization", "").partition(" ")
-    given = token.strip().encode()
+    # Bytes, as they were sent: a header read as Latin-1 would never equal a key of other letters.
+    sent = next((value for name, value in request.headers.raw if name == b"authorization"), b"")
+    scheme, _, token = sent.partition(b" ")
+    given = token.strip()
     # All are compared, so that the time taken does not say which one was near.
     matches = [hmac.compare_digest(given, key.encode()) for key in keys]
-    if scheme.lower() != "bearer" or not any(matches):
+    if scheme.lower() != b"bearer" or not any(matches):
         words = "a valid API key is needed: send it as `Authorization: Bearer KEY`"
         raise Unanswerable(Problem(401, words, "invalid_api_key"))
 
 
-async def read_body(request: HttpRequest, limit: int) -> bytes:
-    """The body's bytes; raises Unanswerable, 413 beyond `limit` bytes, 408 when it is slow.
-
-    It is read to its end even when it is too long (up to eight times the limit), or when nothing will be done for it:
-    closing a connection on unread bytes resets it, and the client would never see why.
-    """
-    chunks: list[bytes] = []
-    size = 0
-    try:
-        async with asyncio.timeout(BODY_TIMEOUT):
-            async for chunk in request.stream():
-                size += len(chunk)
-                if size <= limit:
-                    chunks.append(chunk)
-                elif size > 8 * limit:
-                    break
-    except TimeoutError:
-        raise Unanswerable(Problem(408, f"the body did not arrive in {BODY_TIMEOUT:g} s", "timeout")) from None
-    if size > limit:
-        raise Unanswerable(Problem(413, f"the body is longer than {limit} bytes", "body_too_large"))
-    return b"".join(chunks)
-
-
-async def read_object(service: Service, request: HttpRequest, *, invalid: int) -> dict[str, Any]:
-    """The body as a JSON object; raises Unanswerable with the status `invalid` where it is none.
+async def read_object(
+    service: Service, request: HttpRequest, parse: Callable[[Mapping[str, Any]], T], *, invalid: int
+) -> T:
+    """What `parse` makes of the body, a JSON object; raises Unanswerable with the status `invalid` where it is none.
 
     Raises Refused before the body is looked into if there is no place for the request anyway: in a flood, refusing must
     cost next to nothing.
     """
-    body = await read_body(request, service.body_limit)
+    body = await service.bodies.read(request, service.body_limit)
     if service.is_made_sick:
         raise Unanswerable(Problem(500, "told by a drill to answer every prompt with an error", "drill"))
     service.check_open()
-    try:
-        parsed = json.loads(body, parse_constant=_no_constants)
-    except UnicodeDecodeError:
-        raise Unanswerable(Problem(invalid, "the body is not UTF-8", "invalid_json")) from None
-    except RecursionError:
-        raise Unanswerable(Problem(invalid, "the body is nested too deeply", "invalid_json")) from None
-    except ValueError as error:
-        raise Unanswerable(Problem(invalid, f"the body is not JSON: {error}", "invalid_json")) from None
-    if not isinstance(parsed, dict):
-        kind = type(parsed).__name__
-        raise Unanswerable(Problem(invalid, f"the body must be a JSON object, not a {kind}", "invalid_json"))
-    return parsed
+    with service.bodies.reading(body):
+        return await read_json(body, parse, most_items(service.context), invalid=invalid)
 
 
-def _no_constants(name: str) -> None:
-    raise ValueError(f"{name} is no JSON number")
-
-
-def check_text(text: str, field: str, *, invalid: int) -> None:
-    """Raises Unanswerable if `text` cannot be encoded: JSON can spell half of a surrogate pair."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        words = f"{field}: holds half of a surrogate pair, which is no character"
-        raise Unanswerable(Problem(invalid, words, "invalid_text", field)) from None
+def tell_ignored(service: Service, request: HttpRequest, names: Sequence[str]) -> None:
+    """Names in the answer's header, and once in the log, the parameters that nothing was made of."""
+    if names:
+        shown = [name if _PLAIN.fullmatch(name) else "?" for name in names[:MOST_NAMES]]
+        request.scope[_IGNORED_KEY] = ", ".join(shown).encode("ascii")
+        service.log_ignored(shown)
 
 
 async def respond(request: HttpRequest, send: Send, content: Mapping[str, Any]) -> None:

@@ -61,11 +61,13 @@ column of the tables says when a change takes effect:
 - `service.min` ≤ `service.instances` ≤ `service.max`. `min` and `instances` may be 0, `max` is at least 1.
 - `service.ports` holds at least `max` + 2 ports: one for each instance, one for a replacement that starts while the old
   instance still drains, one for an old instance that the engine cannot end and whose port stays taken.
-- `nginx.listen`, `nginx.room`, `http.listen` and the instances' ports do not collide. A port on every address collides
+- `nginx.listen`, `http.listen` and the instances' ports do not collide. A port on every address collides
   with the same port on any address.
 - `nginx.listen` below 1024 with `nginx.mode = "own"` needs root, CAP_NET_BIND_SERVICE, or a lower
-  `net.ipv4.ip_unprivileged_port_start`. `nginx.room` is on loopback. `control.socket` has at most 107 bytes, and so has
-  `access.sock` in `nginx.dir`.
+  `net.ipv4.ip_unprivileged_port_start`.
+- `control.socket` has at most 107 bytes, and so has `access.sock` in `nginx.dir`.
+- What is written into nginx's files cannot mean anything else there: `nginx.dir`, `nginx.server_name`, `nginx.paths`
+  and `health.path` have the characters that these need, and no others.
 - `health.hang_after` and `health.start_timeout` are not below `health.timeout`, or one slow answer would look like a
   hang. `timeout` may be longer than `interval`: the next question is then asked when the last has ended, so that an
   instance that does not answer leaves rotation after about `failures` × the longer of the two.

@@ -7,8 +7,9 @@ from collections.abc import Callable
 
 import structlog
 
+from hasupervisor.descriptors import is_exhausted
 from hasupervisor.model import Outcome, Step, StepKind
-from hasupervisor.runtimes.base import Launch, LaunchFailed, Runtime, RuntimeTrouble, Stuck
+from hasupervisor.runtimes.base import Launch, LaunchFailed, PortTaken, Runtime, RuntimeTrouble, Stuck
 
 log = structlog.get_logger(__name__)
 
@@ -57,7 +58,7 @@ class Runner:
 
     async def _outcome(self, step: Step) -> Outcome:
         """Carries the step out and says how it ended; only being cancelled ends it without an outcome."""
-        tail, error, stuck, trouble = "", "", False, False
+        tail, error, stuck, trouble, port_taken = "", "", False, False, False
         deadline = START_DEADLINE if step.kind is StepKind.START else END_DEADLINE + step.grace
         try:
             async with asyncio.timeout(deadline):
@@ -70,10 +71,13 @@ class Runner:
         except RuntimeTrouble as e:
             error, trouble = str(e), True
         except LaunchFailed as e:
-            error = str(e)
+            error, port_taken = str(e), isinstance(e, PortTaken)
         except Exception as e:
-            log.exception("BUG: a step ended unexpectedly", step=step.kind, instance=step.name)
             error, trouble = f"{type(e).__name__}: {e}", True
+            if is_exhausted(e):
+                log.error(f"{step.kind} {step.name} was not possible: {e}; chatglm-hactl doctor")
+            else:
+                log.exception("BUG: a step ended unexpectedly", step=step.kind, instance=step.name)
         return Outcome(
             name=step.name,
             step=step.kind.value,
@@ -83,6 +87,7 @@ class Runner:
             tail=tail,
             stuck=stuck,
             trouble=trouble,
+            port_taken=port_taken,
         )
 
     async def _carry_out(self, step: Step) -> str:

@@ -41,6 +41,12 @@ def unused_keys(config: Config) -> list[str]:
     return [key for key in changed_keys(Config(), config) if not is_used(key)]
 
 
+def retired_keys(config: Config) -> list[str]:
+    """A sentence for each key that somebody set although it does nothing any more."""
+    retired = [key for key in changed_keys(Config(), config) if _extra(key)["retired"]]
+    return [f"{config.where(key)}: {key} is {field_of(key).description}" for key in retired]
+
+
 def _extra(key: str) -> dict[str, object]:
     extra = field_of(key).json_schema_extra
     assert isinstance(extra, dict), key

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Set
 from dataclasses import dataclass
-from ipaddress import AddressValueError, IPv4Address
 
 from hasupervisor.config.schema import Config
 from hasupervisor.config.values import ANY_HOST
@@ -15,7 +14,7 @@ from hasupervisor.model import Address
 SPARE_PORTS = 2
 # struct sockaddr_un has room for 108 bytes, the last of them zero.
 MAX_SOCKET_PATH = 107
-LOG_SOCKET = "access.sock"  # where nginx sends its access log, in nginx.dir
+NGINX_SOCKETS = ("access.sock", "room.sock")  # in nginx.dir: the access log's, and where nginx asks the daemon
 
 Cite = Callable[[str], str]
 
@@ -77,7 +76,7 @@ def collisions(config: Config, cite: Cite) -> Iterator[Finding]:
     """Two sockets of the daemon's on one port, or one of them among the instances' ports."""
     sockets: dict[str, Address] = {}
     if config.nginx.mode != "off":
-        sockets |= {"nginx.listen": config.nginx.listen, "nginx.room": config.nginx.room}
+        sockets["nginx.listen"] = config.nginx.listen
     if config.http.listen is not None:
         sockets["http.listen"] = config.http.listen
     names = list(sockets)
@@ -103,11 +102,9 @@ def allowed(config: Config, cite: Cite, lowest_port: int) -> Iterator[Finding]:
             f'{lowest_port} on, or leave it to the system\'s nginx (nginx.mode = "system")'
         )
         yield Finding({"nginx.listen": told, "nginx.mode": f'"own" cannot have {cite("nginx.listen")}: {told}'})
-    if config.nginx.mode != "off" and not _loopback(config.nginx.room.host):
-        yield Finding({"nginx.room": "must be on loopback, like 127.0.0.1:9181; it is for nginx alone"})
     sockets = {"control.socket": config.control.socket}
     if config.nginx.mode != "off":
-        sockets["nginx.dir"] = config.nginx.dir / LOG_SOCKET
+        sockets["nginx.dir"] = config.nginx.dir / max(NGINX_SOCKETS, key=len)
     for key, socket in sockets.items():
         if len(str(socket).encode()) > MAX_SOCKET_PATH:
             limit = f"the {MAX_SOCKET_PATH} bytes that the kernel allows for a socket"
@@ -185,10 +182,3 @@ def _order(cite: Cite, high: str, above: float, low: str, below: float) -> Findi
 
 def _same_host(one: str, other: str) -> bool:
     return one == other or ANY_HOST in (one, other) or {one, other} == {"localhost", "127.0.0.1"}
-
-
-def _loopback(host: str) -> bool:
-    try:
-        return IPv4Address(host).is_loopback
-    except AddressValueError:
-        return host == "localhost"

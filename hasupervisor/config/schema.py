@@ -28,12 +28,16 @@ class Effect(StrEnum):
     RESTART = "after a restart of the daemon"
 
 
-def key(default: object, meaning: str, effect: Effect = Effect.RELOAD, *, used: bool = True) -> Any:
+def key(
+    default: object, meaning: str, effect: Effect = Effect.RELOAD, *, used: bool = True, retired: bool = False
+) -> Any:
     """A field of a section. `meaning` is the line that the reference shows beside it.
 
     `used` False: the key is parsed and checked, and waits for the feature that uses it; the reference says so.
+    `retired`: it is accepted for one more release, and whoever sets it is told that it does nothing.
     """
-    return Field(default, description=meaning, json_schema_extra={"effect": effect.value, "used": used})
+    extra: dict[str, Any] = {"effect": effect.value, "used": used, "retired": retired}
+    return Field(default, description=meaning, json_schema_extra=extra)
 
 
 def _parsed(parse: Callable[[str], object]) -> BeforeValidator:
@@ -71,8 +75,8 @@ Filled = Annotated[str, _parsed(values.filled)]
 Word = Annotated[str, _parsed(values.one_word)]
 AbsolutePath = Annotated[Path, _parsed(values.absolute_path)]
 OptionalPath = Annotated[Path | None, _none_if_empty(values.absolute_path)]
-SocketAddress = Annotated[Address, _parsed(values.address)]
 Environment = Mapping[Annotated[str, _parsed(values.variable)], str]
+GatewayPaths = Annotated[tuple[Annotated[str, _parsed(values.gateway_path)], ...], Field(strict=False)]
 # TOML has lists, the models have tuples, which nobody changes by mistake.
 Arguments = Annotated[tuple[Annotated[str, _parsed(values.argument)], ...], Field(strict=False, min_length=1)]
 
@@ -246,17 +250,24 @@ class Nginx(_Section):
     )
     binary: Filled = key("nginx", "the program", Effect.RESTART)
     reload: str = key("", "empty: the reload socket if it exists, else SIGHUP to the master", Effect.RESTART)
-    tries: Count = key(3, "how many instances one request may be sent to")
-    max_fails: Annotated[int, Field(ge=0)] = key(
+    tries: Annotated[int, Field(ge=1, le=100)] = key(3, "how many instances one request may be sent to")
+    max_fails: Annotated[int, Field(ge=0, le=1_000_000)] = key(
         0, "nginx's own marking of failed servers; 0: off, the daemon checks itself and comes back sooner"
     )
-    fail_timeout: Annotated[int, Field(ge=1)] = key(30, "with max_fails: whole seconds that a mark lasts")
-    max_in_flight: Annotated[int, Field(ge=0)] = key(
+    fail_timeout: Annotated[int, Field(ge=1, le=86_400)] = key(30, "with max_fails: whole seconds that a mark lasts")
+    max_in_flight: Annotated[int, Field(ge=0, le=1_000_000)] = key(
         0, "requests in one instance; beyond it the gateway says 503 with Retry-After; 0: no cap"
     )
-    hold: MaybeZero = key(10.0, "while nobody serves, requests wait this long for one that does, then 503; 0: off")
-    hold_max: Count = key(1000, "requests held at once")
-    room: SocketAddress = key(Address("127.0.0.1", 9181), "where nginx asks the daemon, on loopback", Effect.RESTART)
+    hold: Annotated[float, Field(ge=0, le=86_400)] = key(
+        10.0, "while nobody serves, requests wait this long for one that does, then 503; 0: off"
+    )
+    hold_max: Count = key(1000, "requests held at once; no more than the files that the daemon may open, less 320")
+    paths: GatewayPaths = key(
+        (),
+        'more than POST /, /v1/* and GET /health that clients may ask instances for: "/tokenize", or "/files/*" for '
+        "all that is below",
+    )
+    room: str = key("", "no longer used: nginx asks the daemon on a Unix socket in dir; remove it", retired=True)
 
 
 class Control(_Section):

@@ -22,6 +22,12 @@ _SIZE = re.compile(r"[1-9][0-9]*[bkmg]?")
 _PLACEHOLDER = re.compile(r"\$?\{[a-z_]+\}")
 _IPV6 = re.compile(r"\[(?P<host>[^\[\]]*)\]:(?P<port>.*)")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+# RFC 3986's path and query without `$`, which begins a variable of nginx's.
+_URL_PATH = re.compile(r"/(?:[A-Za-z0-9._~!&'()*+,;=:@/?-]|%[0-9A-Fa-f]{2})*")
+_GATEWAY_PATH = re.compile(r"(?:/[A-Za-z0-9._~!&'()+,;=:@-]+)*(?:/\*)?")
+_LABELS = r"[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+)*"
+_SERVER_NAME = re.compile(rf"(?:\*?\.)?{_LABELS}|{_LABELS}\.\*|~[!-~]+")
+MAX_SERVER_NAME = 253
 
 
 # --- how values are written -------------------------------------------------------------------------------------------
@@ -72,16 +78,54 @@ MASK = "***"
 _SECRET_ENDINGS = ("KEY", "KEYS", "TOKEN", "SECRET", "SECRETS", "PASSWORD", "PASSWORDS", "PASSWD", "CREDENTIALS")
 
 
+_OPTION = re.compile(r"--?[A-Za-z][A-Za-z0-9_-]*")
+_ASSIGNMENT = re.compile(
+    r"(?P<name>(?<![A-Za-z0-9_-])-{0,2}[A-Za-z_][A-Za-z0-9_-]*)(?P<sep>=| (?=[^-\s]))"
+    r"(?:\"[^\"]*\"|'[^']*'|[^\s;&|]+)"
+)
+_USERINFO = re.compile(r"(://)[^/@\s]+@")
+_BEARER = re.compile(r"(\bBearer\s+)\S+", re.IGNORECASE)
+_KEYS = re.compile(r"\b(?:sk-[A-Za-z0-9_-]{8,}|hf_[A-Za-z0-9]{8,})")
+
+
 def looks_secret(variable: str) -> bool:
     """API_KEY and HF_TOKEN do; API_KEY_FILE (a path) and MAX_TOKENS (a number) do not."""
     words = variable.upper().split("_")
     return words[-1] not in ("FILE", "PATH", "DIR") and any(word.endswith(_SECRET_ENDINGS) for word in words)
 
 
+def masked_words(words: Sequence[str]) -> list[str]:
+    """The words of a command for people. What is masked, by the names that `looks_secret` knows:
+
+    the value of such an option ("--api-key X", "--api-key=X") or assignment ("HF_TOKEN=X", in a shell's words too),
+    what stands between // and @ in a URL, and what follows "Bearer" or begins as well-known keys do (sk-..., hf_...).
+    """
+    shown_words: list[str] = []
+    is_next = False
+    for word in words:
+        shown_words.append(MASK if is_next and not word.startswith("-") else _masked(word))
+        is_next = bool(_OPTION.fullmatch(word)) and looks_secret(word.lstrip("-").replace("-", "_"))
+    return shown_words
+
+
+def _masked(word: str) -> str:
+    def assignment(found: re.Match[str]) -> str:
+        if found["sep"] == " " and not found["name"].startswith("-"):
+            return found[0]  # two words of a sentence
+        name = found["name"].lstrip("-").replace("-", "_")
+        return f"{found['name']}{found['sep']}{MASK}" if looks_secret(name) else found[0]
+
+    word = _ASSIGNMENT.sub(assignment, word)
+    word = _USERINFO.sub(rf"\g<1>{MASK}@", word)
+    return _KEYS.sub(MASK, _BEARER.sub(rf"\g<1>{MASK}", word))
+
+
 def shown(key: str, value: object) -> object:
-    """A key's value for people: in an environment, what looks like a secret is masked."""
+    """A key's value for people: in an environment and in a command, what looks like a secret is masked."""
     if key == "env" and isinstance(value, Mapping):
         return {name: MASK if looks_secret(name) and entry else entry for name, entry in value.items()}
+    if key == "command" and isinstance(value, Sequence) and not isinstance(value, str):
+        return masked_words([str(word) for word in value])
     return plain(value)
 
 
@@ -125,10 +169,14 @@ def absolute_path(text: str) -> Path:
 
 
 def nginx_path(text: str) -> Path:
-    """A path that is also written into nginx's files."""
+    """A path that is also written into nginx's files, where some characters mean something else.
+
+    A comma ends the path of a log socket, a colon that of an upstream's, and an include takes patterns.
+    """
     path = absolute_path(text)
-    if bad := sorted(set(str(path)) & set("\"'$\\;{}")):
-        raise ValueError(f"{toml(text)}: {' '.join(bad)} in a path means something else to nginx; name another folder")
+    if bad := sorted(set(str(path)) & set("\"'$\\;{}*?[],:\x7f")):
+        shown_as = " ".join(toml(char)[1:-1] for char in bad)
+        raise ValueError(f"{toml(text)}: {shown_as} in a path means something else to nginx; name another folder")
     return path
 
 
@@ -166,6 +214,8 @@ def listen(text: str) -> Address:
         return Address(ANY_HOST, _port(text, text))
     if text.startswith("*:"):
         return Address(ANY_HOST, _port(text, text[2:]))
+    if text.lower().startswith("unix:"):
+        raise ValueError(f"{toml(text)}: the gateway listens on TCP; write host:port, or a port")
     return address(text)
 
 
@@ -240,10 +290,36 @@ def variable(name: str) -> str:
 def url_path(text: str) -> str:
     if not text.startswith("/") or any(char.isspace() for char in text):
         raise ValueError(f'{toml(text)} is not a path of a URL; begin it with /, like "/health"')
+    if not _URL_PATH.fullmatch(text):
+        raise ValueError(
+            f"{toml(text)} is not a path of a URL: it has letters, digits and -._~!&'()*+,;=:@/? alone; "
+            "write everything else as %XX, the bytes of its UTF-8"
+        )
+    return text
+
+
+def gateway_path(text: str) -> str:
+    """One path, or everything below one ("/files/*"), that clients may ask instances for."""
+    if not _GATEWAY_PATH.fullmatch(text) or not text:
+        raise ValueError(
+            f'{toml(text)} is not a path like "/tokenize", or "/files/*" for all that is below /files/; '
+            "it has letters, digits and -._~!&'()+,;=:@/ alone"
+        )
+    if any(part in (".", "..") for part in text.split("/")):
+        raise ValueError(f"{toml(text)}: no client can ask for a path with . or .. in it; write where it leads to")
+    if text in ("/health", "/ha") or text.startswith(("/ha/", "/v1/")):
+        raise ValueError(f"{toml(text)} is served already: POST /, /v1/*, GET /health and /ha/ are the gateway's")
     return text
 
 
 def server_name(text: str) -> str:
+    """Names with spaces between them, as nginx's server_name has them: plain, with *, or ~ and a pattern."""
     if bad := sorted(set(filled(text)) & set("\"'$\\;{}#")):
         raise ValueError(f"{toml(text)}: {' '.join(bad)} cannot be in a server name")
+    for name in text.split(" "):
+        if name and (not _SERVER_NAME.fullmatch(name) or len(name) > MAX_SERVER_NAME):
+            raise ValueError(
+                f'{toml(name)} is not a server name like "a.example.com", "*.example.com", "a.*" or "~^a" (a pattern), '
+                f"of at most {MAX_SERVER_NAME} characters; of other alphabets write the xn-- form"
+            )
     return text

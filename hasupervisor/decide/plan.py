@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from hasupervisor.decide import brakes, placement, rollout, scaling, summary
+from hasupervisor.decide import brakes, placement, ports, rollout, scaling, summary
 from hasupervisor.decide.drain import QUIET
 from hasupervisor.decide.gate import Gate, Turn
 from hasupervisor.decide.gpu.cards import Cards, Ending, condemned, judge_cards, remember, shown
@@ -49,8 +49,10 @@ def plan(world: World) -> Plan:
     """Decides one cycle. Pure: the same world gives the same plan, and the world is not changed."""
     before = {s.record.name: s.record for s in world.instances}
     world = scaling.adopt(world)
+    world, moves = ports.move(world)
     world, gone = _let_go(world)
-    notes = [Note(name, "gone", "is gone: no longer wanted") for name in gone]
+    notes = [*moves]
+    notes += [Note(name, "gone", "is gone: no longer wanted") for name in gone]
     problem = None
     looks = not world.settled or world.runtime.listed_at is None
     if looks:

@@ -71,7 +71,8 @@ def _configuration(settings: Config, path: Path) -> list[Finding]:
         warn("config", f"{key} is set, but this release does not use it yet", f"{settings.where(key)}: leave it out")
         for key in config.unused_keys(settings)
     ]
-    return [ok("config", f"{path} is valid"), *unused]
+    retired = [warn("config", sentence, "chatglm-hactl config check") for sentence in config.retired_keys(settings)]
+    return [ok("config", f"{path} is valid"), *unused, *retired]
 
 
 def _whatever_is_configured() -> list[Finding]:

@@ -11,6 +11,7 @@ from hasupervisor.act.nginx.layout import Layout, find_layout
 from hasupervisor.act.nginx.process import find_master
 from hasupervisor.act.nginx.program import COMMAND_DEADLINE_S, Control, Ran, command_line, run, words
 from hasupervisor.act.nginx.render import GATEWAY
+from hasupervisor.act.nginx.roomsocket import Unsafe, refuse_if_shared
 from hasupervisor.act.nginx.settings import NginxSettings, NginxTrouble
 from hasupervisor.doctor.finding import Finding, fail, ok, warn
 
@@ -25,8 +26,23 @@ async def examine(settings: NginxSettings) -> list[Finding]:
         version = await run((*command_line(settings)[:1], "-v"), COMMAND_DEADLINE_S)
     except NginxTrouble as trouble:
         return [fail(CHECK, str(trouble), "apt-get install nginx")]
-    findings = [ok(CHECK, f"{words(version.output).removeprefix('nginx version: ')}, nginx.mode = {settings.mode}")]
+    findings = [
+        ok(CHECK, f"{words(version.output).removeprefix('nginx version: ')}, nginx.mode = {settings.mode}"),
+        *_folder(settings),
+    ]
     return findings if settings.own else findings + await _system(settings)
+
+
+def _folder(settings: NginxSettings) -> list[Finding]:
+    """Who else could answer nginx in the daemon's place."""
+    if not settings.dir.is_dir():
+        return []  # the daemon makes it
+    try:
+        refuse_if_shared(settings.dir, settings.worker_group)
+    except Unsafe as unsafe:
+        said, _, command = str(unsafe).rpartition("; ")
+        return [fail(CHECK, f"nginx.dir: {said}: no request waits until then", command)]
+    return []
 
 
 async def _system(settings: NginxSettings) -> list[Finding]:

@@ -8,12 +8,12 @@ import resource
 from collections.abc import Iterable
 from pathlib import Path
 
+from hasupervisor.descriptors import RESERVED
 from hasupervisor.doctor.finding import Finding, fail, ok, warn
 
 FEW_BYTES, SCARCE_BYTES = 1 << 30, 100 << 20  # 1 GiB: time to act; 100 MiB: the next log or state may not be written
 FEW_INODES = 0.02
 NTP_LOST_S = 16.0  # the kernel's own limit (NTP_PHASE_LIMIT): beyond it nobody keeps the clock
-SPARE_FILES = 200  # besides the requests that are held: instances' probes, logs, clients, the database
 
 
 # --- disk -------------------------------------------------------------------------------------------------------------
@@ -87,16 +87,17 @@ def judge_clock(error_s: float) -> Finding:
 def open_files(daemon: int | None, unit_limit: int | None, held: int) -> Finding:
     """Whether the daemon may hold `held` requests (nginx.hold_max): each is a connection to it.
 
-    By what the running daemon may open; else by what its unit gives; else by what this shell gives.
+    By what the running daemon may open; else by what its unit gives; else by what this shell gives: hard limits, to
+    which the daemon raises its own. Where that is less the daemon lets fewer wait.
     """
     limit, whose = _of_process(daemon), "the daemon may open"
     if limit is None:
         limit, whose = unit_limit, "its unit lets the daemon open"
     if limit is None:
-        limit, whose = resource.getrlimit(resource.RLIMIT_NOFILE)[0], "a daemon started here may open"
+        limit, whose = resource.getrlimit(resource.RLIMIT_NOFILE)[1], "a daemon started here may open"
     words = f"{whose} {'any number of' if limit == resource.RLIM_INFINITY else limit} files"
-    if limit != resource.RLIM_INFINITY and limit < held + SPARE_FILES:
-        needs = f"{words}, and needs {held + SPARE_FILES} to hold {held} requests (nginx.hold_max)"
+    if limit != resource.RLIM_INFINITY and limit < held + RESERVED:
+        needs = f"{words}, and needs {held + RESERVED} to hold {held} requests (nginx.hold_max)"
         return warn("limits", needs, "systemctl edit chatglm-ha: LimitNOFILE=65536 under [Service], then restart it")
     return ok("limits", words)
 

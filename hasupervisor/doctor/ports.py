@@ -32,7 +32,6 @@ def examine(config: Config, daemon: int | None) -> list[Finding]:
     wanted = []
     if config.nginx.mode != "off":
         wanted.append(_gateway(config, holders))
-        wanted.append(_daemons("nginx.room", config.nginx.room.port, holders, daemon))
     if config.http.listen is not None:
         wanted.append(_daemons("http.listen", config.http.listen.port, holders, daemon))
     return [*wanted, _instances(config)]

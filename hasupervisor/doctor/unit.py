@@ -18,7 +18,7 @@ PROPERTIES = (
     "LoadState",
     "UnitFileState",
     "NeedDaemonReload",
-    "LimitNOFILESoft",
+    "LimitNOFILE",
     "User",
     "PrivateTmp",
     "MemoryDenyWriteExecute",
@@ -77,7 +77,7 @@ def examine(shown: Mapping[str, str]) -> list[Finding]:
 
 def files(shown: Mapping[str, str]) -> int | None:
     """How many files the unit lets the daemon open; None: unknown."""
-    limit = shown.get("LimitNOFILESoft", "")
+    limit = shown.get("LimitNOFILE", "")
     return int(limit) if limit.isdigit() and shown.get("LoadState") == "loaded" else None
 
 

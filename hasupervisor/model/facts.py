@@ -162,3 +162,4 @@ class Outcome:
     tail: str = ""  # an ended instance's last output
     stuck: bool = False  # the runtime could not end or remove it within the deadline
     trouble: bool = False  # the runtime as a whole could not be asked: says nothing of the instance
+    port_taken: bool = False  # of a start: somebody else has its port

@@ -75,6 +75,7 @@ class Record:
     ended: str | None = None  # runtime_id of the last life whose end has been counted
     acted_at: float = 0.0  # when the last step on it ended: an older list does not know of it
     leaving: Leaving | None = None
+    refused_ports: frozenset[int] = frozenset()  # that others were found to have, since it last started
     gpus: tuple[str, ...] = ()  # UUIDs of the cards that its last start was given
     poisoned: Poisoned | None = None
     operation: str | None = None  # id of the operation that moves it

@@ -224,7 +224,7 @@ class Traffic:
     def _count_try(self, tried: Try, request: Request, ended: float, now: float) -> None:
         upstream = self._upstreams.get(tried.address)
         if upstream is None:
-            if ":" not in tried.address:  # the upstream's own name: nginx had nobody to try
+            if ":" not in tried.address or tried.address.startswith("unix:"):  # nobody to try; our own waiting room
                 return
             upstream = self._upstreams[tried.address] = _Upstream(Window(now))
         upstream.heard_at = now

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from functools import partial
 from typing import Any, TypeVar
 
 from starlette.applications import Starlette
@@ -65,17 +66,18 @@ def control_api(desk: Desk, stopping: asyncio.Event) -> Application:
     """The application behind the control socket. Streams end when `stopping` is set."""
     names = UserNames()
     ask, ask_gpus = _Requests(desk, stopping, names), GpuRequests(desk, names)
+    once_looked = partial(_once_looked, desk)
     instance = "/v1/instances/{name}"
     table: list[tuple[str, str, Endpoint]] = [
         ("GET", "/v1/status", ask.status),
         ("GET", "/v1/version", ask.version),
         ("GET", f"{instance}/explain", ask.explain),
         ("GET", f"{instance}/logs", ask.logs),
-        ("POST", f"{instance}/restart", ask.restart),
-        ("POST", f"{instance}/drain", ask.drain),
-        ("POST", f"{instance}/undrain", ask.undrain),
-        ("POST", "/v1/scale", ask.scale),
-        ("POST", "/v1/restart", ask.restart),
+        ("POST", f"{instance}/restart", once_looked(ask.restart)),
+        ("POST", f"{instance}/drain", once_looked(ask.drain)),
+        ("POST", f"{instance}/undrain", once_looked(ask.undrain)),
+        ("POST", "/v1/scale", once_looked(ask.scale)),
+        ("POST", "/v1/restart", once_looked(ask.restart)),
         ("GET", "/v1/autoscale", ask.autoscale),
         ("POST", "/v1/autoscale", ask.set_autoscale),
         ("POST", "/v1/autoscale/replay", ask.replay),
@@ -84,14 +86,14 @@ def control_api(desk: Desk, stopping: asyncio.Event) -> Application:
         ("GET", "/v1/operations", ask.operations),
         ("GET", "/v1/operations/{id}", ask.operation),
         ("DELETE", "/v1/operations/{id}", ask.cancel),
-        ("POST", "/v1/drill", ask.begin_drill),
+        ("POST", "/v1/drill", once_looked(ask.begin_drill)),
         ("GET", "/v1/drill", ask.drills),
         ("GET", "/v1/drill/{id}", ask.drill),
         ("DELETE", "/v1/drill/{id}", ask.call_off_drill),
         ("GET", "/v1/history", ask.history),
         ("GET", "/v1/gpus", ask_gpus.list),
-        ("POST", "/v1/gpus/{gpu}/quarantine", ask_gpus.quarantine),
-        ("POST", "/v1/gpus/{gpu}/clear", ask_gpus.clear),
+        ("POST", "/v1/gpus/{gpu}/quarantine", once_looked(ask_gpus.quarantine)),
+        ("POST", "/v1/gpus/{gpu}/clear", once_looked(ask_gpus.clear)),
         ("GET", "/v1/nginx", ask.nginx),
         ("POST", "/v1/nginx/test", ask.nginx_test),
         ("POST", "/v1/nginx/reload", ask.nginx_reload),
@@ -109,6 +111,16 @@ def control_api(desk: Desk, stopping: asyncio.Event) -> Application:
     application = Starlette(routes=routes, exception_handlers=handlers)
     application.router.redirect_slashes = False
     return application
+
+
+def _once_looked(desk: Desk, call: Endpoint) -> Endpoint:
+    """A command that is judged by how things stand: just after the daemon's start it waits until that has been seen."""
+
+    async def waiting(request: Request) -> Response | Stream:
+        await desk.looked()
+        return await call(request)
+
+    return waiting
 
 
 class _Requests:

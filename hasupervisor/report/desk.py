@@ -143,6 +143,9 @@ class Desk(Protocol):
     def status(self) -> Snapshot:
         """The picture of now. Raises Unavailable until the first cycle has ended."""
 
+    async def looked(self) -> None:
+        """Waits, some seconds at most, until a daemon that was just started has seen what it judges commands by."""
+
     async def moved(self) -> None:
         """Waits for the end of the next cycle."""
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import json
 import logging
 import os
@@ -25,6 +24,8 @@ from typing import Any
 
 import structlog
 from structlog.typing import EventDict, Processor
+
+from hasupervisor.descriptors import Seldom, is_exhausted
 
 KEEP_LINES = 10_000
 """Lines that wait for a place that does not take them; then the newest are dropped, and counted."""
@@ -47,6 +48,9 @@ _PRIORITIES = {
 }
 
 
+_is_worth_saying = Seldom()
+
+
 class CannotLog(Exception):
     """The log file cannot be opened; the text says why, and the next command."""
 
@@ -62,7 +66,7 @@ def configure(*, level: str = "info", format: str = "auto", file: str = "") -> N
     _replace_sinks(sinks)
     for name, foreign in _FOREIGN.items():
         logging.getLogger(name).setLevel(foreign)
-    logging.getLogger("hasupervisor").setLevel(level.upper())
+    set_level(level)
     structlog.configure(
         processors=[
             structlog.stdlib.filter_by_level,
@@ -78,14 +82,22 @@ def configure(*, level: str = "info", format: str = "auto", file: str = "") -> N
     threading.excepthook = _uncaught_in_thread
 
 
+def set_level(level: str) -> None:
+    """Another [log].level from now on, without touching where the lines go: that cannot fail."""
+    logging.getLogger("hasupervisor").setLevel(level.upper())
+
+
 def loop_failure(_: asyncio.AbstractEventLoop, context: Mapping[str, Any]) -> None:
     """For `loop.set_exception_handler`: what asyncio would have to print by itself is a defect, but for one thing."""
     error = context.get("exception")
-    if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
+    if is_exhausted(error):
         words = f"cannot take a connection: {error.strerror}; ls /proc/{os.getpid()}/fd | wc -l"
-        structlog.get_logger(__name__).error(words)
+        if _is_worth_saying(words):
+            structlog.get_logger(__name__).error(words)
         return
-    structlog.get_logger(__name__).error(f"BUG: {context.get('message', 'unhandled')}", exc_info=error)
+    words = f"BUG: {context.get('message', 'unhandled')}"
+    if _is_worth_saying(words):
+        structlog.get_logger(__name__).error(words, exc_info=error)
 
 
 class Sink(logging.Handler):

@@ -12,10 +12,13 @@ from starlette.requests import ClientDisconnect
 from uvicorn.config import Config
 from uvicorn.server import ServerState
 
+from hasupervisor.descriptors import Door
 from hasupervisor.report.answers import Application, Receive, Scope, Send, abort, defect
 from hasupervisor.report.connection import Connection, Limits
 
 log = structlog.get_logger(__name__)
+
+BACKLOG = 128
 
 STOP_DEADLINE = 2.0
 """Seconds for answers that are under way when the daemon stops."""
@@ -43,12 +46,12 @@ async def serve(listener: socket.socket, application: Application, stopping: asy
     )
     config.load()
     state = ServerState()
-    loop = asyncio.get_running_loop()
-    server = await loop.create_server(lambda: Connection(config, state, limits), sock=listener, backlog=128)
+    listener.listen(BACKLOG)
+    door = Door(listener, lambda: Connection(config, state, limits))
     try:
         await stopping.wait()
     finally:
-        server.close()
+        door.close()
         await _close(state)
 
 

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from hasupervisor.model import Fact
+from hasupervisor.model import Fact, Problem
 
 
 class RuntimeTrouble(Exception):
     """The runtime as a whole cannot be asked: "cannot reach dockerd: no answer in 5 s". Says nothing of instances."""
 
 
+class Refused(RuntimeTrouble):
+    """The instances belong to another daemon; the text says to which, and the next command."""
+
+
 class LaunchFailed(Exception):
     """One instance could not be started; the text says why in the runtime's words, its remains are removed."""
+
+
+class PortTaken(LaunchFailed):
+    """It could not be started because somebody else listens on its port: another port may do."""
 
 
 class Stuck(Exception):
@@ -49,6 +57,9 @@ class Runtime(Protocol):
     async def strangers(self) -> frozenset[str]:
         """Names that look like ours but are not ours (a container without our label). Raises RuntimeTrouble."""
 
+    def problems(self) -> Sequence[Problem]:
+        """What is wrong with single instances in the runtime's own books, as of the last list: told in `status`."""
+
     def changes(self) -> AsyncIterator[str]:
         """Yields the name of an instance each time something happened to it (ended, was paused, was removed).
 
@@ -59,7 +70,7 @@ class Runtime(Protocol):
     async def start(self, launch: Launch) -> str:
         """Starts a new instance and returns its runtime_id.
 
-        Raises LaunchFailed or RuntimeTrouble; Stuck when it neither started nor could be removed.
+        Raises LaunchFailed (PortTaken) or RuntimeTrouble; Stuck when it neither started nor could be removed.
         """
 
     async def stop(self, name: str, runtime_id: str, grace: float) -> str:

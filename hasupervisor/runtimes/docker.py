@@ -6,20 +6,20 @@ import asyncio
 import random
 import re
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 
 import docker
 import psutil
-from docker.errors import APIError, NotFound
+from docker.errors import APIError
 
-from hasupervisor.model import Fact
-from hasupervisor.runtimes import docker_launch, docker_view
-from hasupervisor.runtimes.base import Launch, LaunchFailed, RuntimeTrouble, Stuck
+from hasupervisor.model import Fact, Problem
+from hasupervisor.runtimes import docker_launch, docker_owner, docker_view
+from hasupervisor.runtimes.base import Launch, LaunchFailed, PortTaken, RuntimeTrouble, Stuck
 from hasupervisor.runtimes.docker_launch import HOST_NETWORK, DockerSettings
 from hasupervisor.runtimes.docker_streams import Event, Events, Output, tail
-from hasupervisor.runtimes.docker_view import Details, Entry
+from hasupervisor.runtimes.docker_view import Details, Entry, network_of
 from hasupervisor.runtimes.dockerd import Deadlines, Dockerd, NoAnswer, said
 from hasupervisor.runtimes.ports import is_free
 
@@ -38,6 +38,18 @@ class StillRuns(Stuck):
     """A container that was to be removed runs, as dockerd sees it."""
 
 
+async def adopt(settings: DockerSettings) -> list[str]:
+    """Makes what others have started of this service the owner's, and says what that is.
+
+    Raises Refused when one of those daemons is seen to run, RuntimeTrouble when dockerd cannot be asked.
+    """
+    dockerd = Dockerd(settings.host, Deadlines())
+    filters = {"label": f"{docker_launch.SERVICE}={settings.service}"}
+    entries = await dockerd.ask_engine("list containers", lambda client: client.containers(all=True, filters=filters))
+    others = docker_view.foreign(entries, settings.service, settings.owner)
+    return [docker_owner.adopt(other, settings, dockerd.host) for other in others]
+
+
 @dataclass(frozen=True, slots=True)
 class _Known:
     state: str
@@ -48,11 +60,16 @@ class _Known:
 class DockerRuntime:
     """The Runtime (base.py) over one dockerd: `list` shows the containers that carry our service's label."""
 
-    def __init__(self, settings: DockerSettings, deadlines: Deadlines | None = None) -> None:
+    def __init__(
+        self, settings: DockerSettings, deadlines: Deadlines | None = None, *, is_claimed: bool = False
+    ) -> None:
+        """`is_claimed`: it is known already that the containers of this service are this daemon's."""
         self._settings = settings
         self._deadlines = deadlines or Deadlines()
         self._dockerd = Dockerd(settings.host, self._deadlines)
-        self._direct: bool | None = None  # whether a container's own address can be reached; None: not asked yet
+        self._direct: dict[str, bool] = {}  # by network: whether a container's own address there can be reached
+        self.is_claimed = is_claimed
+        self._others: tuple[docker_view.Foreign, ...] = ()
         self._known: dict[str, _Known] = {}
         self._died: dict[str, int] = {}  # by container id: exit codes that events told, until it is started or removed
         self._inspections: dict[str, asyncio.Task[None]] = {}
@@ -65,11 +82,29 @@ class DockerRuntime:
     # --- seeing -------------------------------------------------------------------------------------------------------
 
     async def list(self) -> list[Fact]:
-        ours = [e for e in await self._entries() if docker_view.is_ours(e, self._settings.service)]
-        entries = self._with_deaths(ours)
-        direct = await self._reaches_directly()
+        everybody = await self._entries()
+        self._claim(everybody)
+        entries = self._with_deaths([entry for entry in everybody if self._is_ours(entry)])
+        direct = {network: await self._reaches_directly(network) for network in {network_of(e) for e in entries}}
         await self._inspect_changed(entries)
-        return [docker_view.fact(entry, self._details(entry), direct) for entry in entries]
+        return [docker_view.fact(entry, self._details(entry), direct[network_of(entry)]) for entry in entries]
+
+    async def claim(self) -> None:
+        """Makes sure that the containers of this service are this daemon's. Raises Refused, RuntimeTrouble."""
+        self._claim(await self._entries())
+
+    def _claim(self, entries: Entries) -> None:
+        """What others have at the first look is theirs, and reason enough to do nothing at all."""
+        others = docker_view.foreign(entries, self._settings.service, self._settings.owner)
+        if self.is_claimed or self._settings.owner is None:
+            self._others = others
+            return
+        for other in others:
+            docker_owner.take_over(other, self._settings, self._dockerd.host)
+        self.is_claimed = True
+
+    def _is_ours(self, entry: Entry) -> bool:
+        return docker_view.is_ours(entry, self._settings.service, self._settings.owner)
 
     async def ping(self) -> None:
         await self._dockerd.ask_engine("answer a ping", lambda client: client.ping())
@@ -81,8 +116,12 @@ class DockerRuntime:
             "list containers", lambda client: client.containers(all=True, filters=filters)
         )
         looks_like_ours = re.compile(rf"{re.escape(service)}-\d+")
-        others = (docker_view.container_name(e) for e in entries if not docker_view.is_ours(e, service))
+        others = (docker_view.container_name(entry) for entry in entries if not self._is_ours(entry))
         return frozenset(name for name in others if looks_like_ours.fullmatch(name))
+
+    def problems(self) -> Sequence[Problem]:
+        """Daemons that manage containers of the same service on the same dockerd: they came after this one."""
+        return [docker_owner.beside(other, self._settings.service) for other in self._others]
 
     async def changes(self) -> AsyncIterator[str]:
         events = Events(self._dockerd, self._settings.service)
@@ -100,7 +139,7 @@ class DockerRuntime:
         if not event.name:  # dockerd was away, or we were: what was known before may be old
             self._known.clear()
             self._died.clear()
-            self._direct = None
+            self._direct.clear()
         elif event.action == "die" and event.exit_code is not None:
             self._died[event.container_id] = event.exit_code
         elif event.action in ("start", "destroy"):
@@ -158,40 +197,47 @@ class DockerRuntime:
         fresh_until = time.monotonic() + DETAILS_AGE * random.uniform(0.5, 1.0)
         self._known[key] = _Known(str(inspected["State"]["Status"]), found, fresh_until)
 
-    async def _reaches_directly(self) -> bool:
-        """Whether nginx and the probes go to a container's own address rather than to its published port."""
+    async def _reaches_directly(self, network: str) -> bool:
+        """Whether nginx and the probes go to a container's own address there rather than to its published port.
+
+        By the network that a container was started in: the setting may have changed since.
+        """
         if self._settings.reach != "auto":
             return self._settings.reach == "direct"
-        if self._direct is None:
-            self._direct = await self._dockerd.ask_engine("say what it is", self._bridges_to_this_host)
-        return self._direct
+        if network not in self._direct:
+            self._direct[network] = await self._dockerd.ask_engine(
+                "say what it is", lambda client: self._bridges_to_this_host(client, network)
+            )
+        return self._direct[network]
 
-    def _bridges_to_this_host(self, client: docker.APIClient) -> bool:
-        """Whether the containers' network is a bridge of this very host. It blocks."""
-        if not self._dockerd.is_local or self._settings.network == HOST_NETWORK:
+    def _bridges_to_this_host(self, client: docker.APIClient, network: str) -> bool:
+        """Whether that network is a bridge of this very host. It blocks."""
+        if not self._dockerd.is_local or network == HOST_NETWORK:
             return False
         engine = client.info()
         is_rootless = any("name=rootless" in option for option in engine.get("SecurityOptions") or [])
         if is_rootless or "Docker Desktop" in str(engine.get("OperatingSystem", "")):
             return False
         try:
-            return bool(client.inspect_network(self._settings.network)["Driver"] == "bridge")
-        except NotFound:  # a start will say so
-            return False
+            return bool(client.inspect_network(network)["Driver"] == "bridge")
+        except APIError as e:
+            if e.status_code in (400, 404):  # removed under its containers, or nothing that has addresses
+                return False
+            raise
 
     # --- starting -----------------------------------------------------------------------------------------------------
 
     async def start(self, launch: Launch) -> str:
         settings = self._settings
         if settings.network == HOST_NETWORK and self._dockerd.is_local and not is_free(settings.bind, launch.port):
-            raise LaunchFailed(docker_launch.failure(settings, launch, "address already in use"))
+            raise PortTaken(docker_launch.failure(settings, launch, "address already in use"))
         container_id = await self._create(settings, launch)
         try:
             await self._dockerd.ask(launch.name, lambda client: client.start(container_id), self._deadlines.start)
         except APIError as e:
             why = docker_launch.failure(settings, launch, said(e))
             await self._remove(launch.name, container_id, because=why)
-            raise LaunchFailed(why) from e
+            raise (PortTaken if docker_launch.is_port_taken(said(e)) else LaunchFailed)(why) from e
         except NoAnswer as e:
             raise Stuck(
                 f"dockerd has not started it in {self._deadlines.start:g} s: a runtime hook or the GPU's driver hangs; "
@@ -330,7 +376,7 @@ class DockerRuntime:
     # --- output -------------------------------------------------------------------------------------------------------
 
     async def logs(self, name: str, lines: int, follow: bool) -> AsyncIterator[str]:
-        found = [e for e in await self._entries() if docker_view.is_ours(e, self._settings.service)]
+        found = [entry for entry in await self._entries() if self._is_ours(entry)]
         container_id = next((str(e["Id"]) for e in found if docker_view.instance_name(e) == name), None)
         if container_id is None:
             raise KeyError(name)

@@ -10,6 +10,7 @@ import docker
 from docker.types import DeviceRequest, LogConfig
 
 from hasupervisor.runtimes.base import Launch
+from hasupervisor.runtimes.ownership import Ownership
 
 # Labels: what makes a container ours, and all that must be known of it when dockerd lists it but cannot inspect it.
 SERVICE = "io.chatglm-ha.service"
@@ -17,6 +18,8 @@ NAME = "io.chatglm-ha.name"
 BIND = "io.chatglm-ha.bind"
 PORT = "io.chatglm-ha.port"
 INSTANCE_PORT = "io.chatglm-ha.instance-port"  # where it listens on its own address
+OWNER = "io.chatglm-ha.owner"  # the identity of the state directory whose daemon made it
+PLACE = "io.chatglm-ha.owner-place"  # and where that directory is: HOST:PATH, for people
 GPUS = "io.chatglm-ha.gpus"  # UUIDs, comma-joined
 
 HOST_NETWORK = "host"
@@ -39,6 +42,7 @@ class DockerSettings:
     log_max_size: str = "10m"
     log_max_files: int = 5
     reach: str = "auto"  # auto | direct | published
+    owner: Ownership | None = None  # None: containers are told apart by their service alone
 
 
 def create(client: docker.APIClient, settings: DockerSettings, launch: Launch) -> str:
@@ -59,6 +63,7 @@ def create(client: docker.APIClient, settings: DockerSettings, launch: Launch) -
             PORT: str(launch.port),
             INSTANCE_PORT: str(port),
             GPUS: ",".join(launch.gpus),
+            **({OWNER: settings.owner.id, PLACE: settings.owner.place} if settings.owner is not None else {}),
         },
         host_config=host_config(client, settings, launch),
     )
@@ -97,12 +102,18 @@ def host_config(client: docker.APIClient, settings: DockerSettings, launch: Laun
     return config
 
 
+def is_port_taken(words: str) -> bool:
+    """Whether dockerd's own words say that somebody else has the port."""
+    low = words.lower()
+    return "port is already allocated" in low or "address already in use" in low
+
+
 def failure(settings: DockerSettings, launch: Launch, words: str) -> str:
     """Why a container could not be created or started, with the next command. `words`: dockerd's own."""
     low = words.lower()
     if "no such image" in low:
         return f"there is no image {settings.image} on this host: docker pull {settings.image}, or build it"
-    if "port is already allocated" in low or "address already in use" in low:
+    if is_port_taken(words):
         taken = f"port {launch.port} on {settings.bind} is taken by something else"
         return f"{taken}: ss -ltnp 'sport = :{launch.port}' ({words})"
     if "could not select device driver" in low:

@@ -100,8 +100,12 @@ class Output:
 
     def _produce(self, feed: Feed[str]) -> None:
         try:
-            client = self._dockerd.client(None)
+            # The deadline is for the beginning of the answer; the SDK takes it off then, for output may be silent.
+            client = self._dockerd.client(self._dockerd.deadlines.output)
             self._stream = client.logs(self._id, stream=True, follow=self._follow, tail=self._lines)
+            if feed.left.is_set():  # before there was a stream that could be interrupted
+                close(self._stream)
+                return
             for line in lines_of(self._stream):
                 if not feed.emit(line):
                     return
@@ -109,7 +113,7 @@ class Output:
             raise RuntimeTrouble(f"its output cannot be read: {e.explanation}; docker logs {self._id[:12]}") from e
         except LOST as e:
             if not feed.left.is_set():
-                raise RuntimeTrouble(in_words(e, self._dockerd.host, 0.0)) from e
+                raise RuntimeTrouble(in_words(e, self._dockerd.host, self._dockerd.deadlines.output)) from e
 
     def _interrupt(self) -> None:
         close(self._stream)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 from hasupervisor.model import Address, Fact, Phase
 from hasupervisor.runtimes import docker_launch as labels
 from hasupervisor.runtimes.docker_launch import HOST_NETWORK
+from hasupervisor.runtimes.ownership import Ownership
 
 Entry = Mapping[str, Any]
 """One container in the answer to GET /containers/json."""
@@ -68,15 +69,46 @@ def exit_code(code: int) -> int:
     return SIGNALLED - code if SIGNALLED < code <= SIGNALLED + 64 else code
 
 
-def is_ours(entry: Entry, service: str) -> bool:
-    """Whether we made it: it has every label that a start of ours writes."""
+def is_ours(entry: Entry, service: str, owner: Ownership | None = None) -> bool:
+    """Whether we made it: it has every label that a start of ours writes, and no other daemon's identity.
+
+    A release before wrote no identity: what has none is adopted.
+    """
     found = entry.get("Labels") or {}
+    if owner is not None and found.get(labels.OWNER, owner.id) not in owner.ids:
+        return False
     numbers = found.get(labels.PORT, ""), found.get(labels.INSTANCE_PORT, "")
-    return bool(found.get(labels.SERVICE) == service and found.get(labels.NAME) and all(n.isdigit() for n in numbers))
+    return bool(found.get(labels.SERVICE) == service and found.get(labels.NAME) and all(n.isdecimal() for n in numbers))
+
+
+@dataclass(frozen=True, slots=True)
+class Foreign:
+    """Containers of this service that belong to the daemon of another state directory."""
+
+    identity: str
+    place: str  # HOST:PATH of that directory
+    names: tuple[str, ...]
+
+
+def foreign(entries: Iterable[Entry], service: str, owner: Ownership | None) -> tuple[Foreign, ...]:
+    """By the identity that they carry."""
+    names: dict[tuple[str, str], list[str]] = {}
+    for entry in entries:
+        found = entry.get("Labels") or {}
+        identity = found.get(labels.OWNER)
+        if owner is not None and found.get(labels.SERVICE) == service and identity and identity not in owner.ids:
+            names.setdefault((identity, found.get(labels.PLACE, "")), []).append(container_name(entry))
+    return tuple(Foreign(identity, place, tuple(sorted(who))) for (identity, place), who in sorted(names.items()))
 
 
 def instance_name(entry: Entry) -> str:
     return str(entry["Labels"][labels.NAME])
+
+
+def network_of(entry: Entry) -> str:
+    """The network that it was started in."""
+    mode = str((entry.get("HostConfig") or {}).get("NetworkMode") or "bridge")
+    return "bridge" if mode == "default" else mode
 
 
 def container_name(entry: Entry) -> str:
@@ -117,7 +149,7 @@ def exit_code_of(entry: Entry, known: Details | None) -> int | None:
 def address(entry: Entry, endpoint: Address, instance_port: int, direct: bool) -> Address:
     """Where nginx and the probes reach it: its own address, or the port published on this host."""
     local = Address("127.0.0.1", endpoint.port) if endpoint.host in WILDCARDS else endpoint
-    if not direct or (entry.get("HostConfig") or {}).get("NetworkMode") == HOST_NETWORK:
+    if not direct or network_of(entry) == HOST_NETWORK:
         return local
     networks = (entry.get("NetworkSettings") or {}).get("Networks") or {}
     own = next((n["IPAddress"] for n in networks.values() if n and n.get("IPAddress")), "")

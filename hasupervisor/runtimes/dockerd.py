@@ -53,7 +53,7 @@ class Dockerd:
             self._options["base_url"] = host
         self.host: str = self._options.get("base_url") or DEFAULT_HOST
         self._options["base_url"] = self.host
-        self._deadlines = deadlines
+        self.deadlines = deadlines
         self._lanes = Lanes()
         self._version: str | None = None  # of the API, as negotiated; a client made with it costs 0.2 ms and no call
 
@@ -72,7 +72,7 @@ class Dockerd:
         """
         if self._version is None:
             # The SDK hands the timeout on to requests, which takes fractions; its type says int.
-            self._version = docker.APIClient(timeout=cast(int, self._deadlines.engine), **self._options).api_version
+            self._version = docker.APIClient(timeout=cast(int, self.deadlines.engine), **self._options).api_version
         return docker.APIClient(version=self._version, timeout=cast(int, timeout), **self._options)
 
     async def ask(self, lane: str, question: Callable[[docker.APIClient], T], deadline: float) -> T:
@@ -110,14 +110,14 @@ class Dockerd:
 
     async def ping(self) -> None:
         """Returns when dockerd answers anything at all. Raises RuntimeTrouble."""
-        await self.ask(ENGINE, lambda client: client.ping(), self._deadlines.ping)
+        await self.ask(ENGINE, lambda client: client.ping(), self.deadlines.ping)
 
     async def ask_engine(
         self, what: str, question: Callable[[docker.APIClient], T], deadline: float | None = None
     ) -> T:
         """As `ask`, of the engine as a whole: an answer "no" is RuntimeTrouble too. `what`: "list containers"."""
         try:
-            return await self.ask(ENGINE, question, self._deadlines.engine if deadline is None else deadline)
+            return await self.ask(ENGINE, question, self.deadlines.engine if deadline is None else deadline)
         except APIError as e:
             raise RuntimeTrouble(f"dockerd at {self.host} cannot {what}: {said(e)}; journalctl -u docker") from e
 

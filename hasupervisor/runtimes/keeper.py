@@ -1,15 +1,17 @@
 """Keeps one instance of the process runtime: starts it, rotates its log, writes down how it ended; outlives the daemon.
 
-Run by path, with the standard library alone, so that it stays small: `python -I -S keeper.py NAME <SPEC`. SPEC is JSON:
+Run by path, with the standard library alone, so that it stays small: `python -I -S keeper.py NAME RUN_FILE <SPEC`.
+The words are for `ps`, and for who looks for a keeper. SPEC is JSON:
 
-    name, port, gpus, command (argv), env, run_file, log_file, log_max_bytes, log_files, digest
+    name, bind, port, gpus, command (argv), env, run_file, log_file, log_max_bytes, log_files, digest,
+    open_files (the soft limit that the instance gets; null: as it is)
 
 It answers one JSON line on its stdout, {"pid", "start"} or {"error"}, and the process that was asked ends then. What
 goes on is its child in a session of its own, the keeper proper, whose only child is the instance, in a session of *its*
 own. The keeper's record, `run_file`, is replaced atomically and holds
 
-    name, port, gpus, command, digest, pid, start (clock ticks since boot, /proc/PID/stat), boot (id), started_wall,
-    keeper ({"pid", "start"}), log_from (bytes of the log file that are not of this life)
+    name, bind, port, gpus, command, log_file, digest, pid, start (clock ticks since boot, /proc/PID/stat), boot (id),
+    started_wall, keeper ({"pid", "start"}), log_from (bytes of the log file that are not of this life)
 
 and from the end of the instance on
 
@@ -113,6 +115,8 @@ def _become(spec: dict[str, Any], log: int, gate: int) -> None:
         signal.signal(number, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_SETMASK, set())
     unprotect("/proc/self/oom_score_adj")
+    if spec.get("open_files") is not None:
+        limit_files(spec["open_files"])
     os.dup2(log, 1)
     os.dup2(log, 2)
     os.execvpe(spec["command"][0], spec["command"], spec["env"])
@@ -127,9 +131,17 @@ def unprotect(path: str) -> None:
             file.write("0")
 
 
+def limit_files(soft: int) -> None:
+    """As many as whoever started the daemon gives: it has raised its own limit, and a server may use select(2)."""
+    import resource  # in the child alone: keepers are to stay small
+
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
 def first_record(spec: dict[str, Any], pid: int, log_from: int) -> dict[str, Any]:
     return {
-        **{key: spec[key] for key in ("name", "port", "gpus", "command", "digest")},
+        **{key: spec.get(key) for key in ("name", "bind", "port", "gpus", "command", "log_file", "digest")},
         "pid": pid,
         "start": start_ticks(pid),
         "boot": boot_id(),
@@ -193,13 +205,19 @@ def write_record(path: str, record: dict[str, Any]) -> None:
 
 
 def update_record(path: str, record: dict[str, Any]) -> None:
-    """Writes the record unless it was cleared, or is another life's: then nobody asks for this one any more."""
+    """Writes the record unless it was cleared, or is another life's: then nobody asks for this one any more.
+
+    What is there and cannot be understood was this record, which somebody has damaged.
+    """
     try:
         with open(path) as file:
             present = json.load(file)
+        life = present["pid"], present["start"]
     except FileNotFoundError:
         return
-    if (present["pid"], present["start"]) == (record["pid"], record["start"]):
+    except (ValueError, KeyError, TypeError):
+        life = None
+    if life in (None, (record["pid"], record["start"])):
         write_record(path, record)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import threading
 from collections.abc import AsyncGenerator, Callable
 from typing import Generic, TypeVar
@@ -31,7 +32,7 @@ class Lanes:
         self._places: dict[str, asyncio.Semaphore] = {}
 
     async def call(self, lane: str, function: Callable[[], T], deadline: float) -> T:
-        """What `function` returns or raises. Raises Overdue after `deadline` seconds."""
+        """What `function` returns or raises. Raises Overdue after `deadline` seconds, OSError without a thread."""
         places = self._places.setdefault(lane, asyncio.Semaphore(LIMIT))
         loop = asyncio.get_running_loop()
         future: asyncio.Future[T] = loop.create_future()
@@ -44,7 +45,13 @@ class Lanes:
         try:
             async with asyncio.timeout(deadline) as limit:
                 await places.acquire()
-                threading.Thread(target=_work, args=(function, loop, settle), name=f"lane {lane}", daemon=True).start()
+                try:
+                    threading.Thread(
+                        target=_work, args=(function, loop, settle), name=f"lane {lane}", daemon=True
+                    ).start()
+                except RuntimeError as error:  # the host has no more threads: the place is free all the same
+                    places.release()
+                    raise OSError(errno.EAGAIN, str(error)) from error
                 return await future
         except TimeoutError:
             if not limit.expired():

@@ -8,19 +8,18 @@ import hashlib
 import json
 import os
 import signal
-import sys
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from hasupervisor.config.values import PLACEHOLDERS
-from hasupervisor.model import Address, Fact, Phase
-from hasupervisor.runtimes import keeper, process_records
-from hasupervisor.runtimes.base import Launch, LaunchFailed, RuntimeTrouble, Stuck
+from hasupervisor.model import Address, Fact, Phase, Problem
+from hasupervisor.runtimes import keeper, process_launch, process_records, process_salvage
+from hasupervisor.runtimes.base import Launch, LaunchFailed, PortTaken, RuntimeTrouble, Stuck
 from hasupervisor.runtimes.lanes import Lanes, Overdue
 from hasupervisor.runtimes.ports import is_free
+from hasupervisor.runtimes.process_launch import ProcessSettings
 from hasupervisor.runtimes.process_records import Record
 from hasupervisor.runtimes.process_watch import Deaths, ends_within
 
@@ -30,33 +29,38 @@ LOG_MAX_BYTES, LOG_FILES = 10_000_000, 5  # the 10 MB x 5 of CONTRACT 2
 RECORDS = ""
 """The lane of looking at all records; every other lane is an instance's name."""
 FILES_DEADLINE = 5.0
-LAUNCH_DEADLINE = 15.0  # a keeper answers in 0.1 s; the rest is for a machine that is busy loading models
 KILL_DEADLINE = 10.0  # from SIGKILL to the end: a process that takes longer is in the kernel, in D state
 KEEPER_DEADLINE = 1.0  # from the end of an instance to its keeper having written it down: milliseconds
 FOLLOW_EVERY = 0.25
 
-INHERITED = ("PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "LANGUAGE", "TZ", "TMPDIR", "LD_LIBRARY_PATH")
-"""What an instance gets of the daemon's own environment, and all that begins with LC_; the rest is [process].env."""
 
+@dataclass
+class _Looked:
+    """What a look at the folder of records has found."""
 
-@dataclass(frozen=True, slots=True)
-class ProcessSettings:
-    """How instances are run as processes. `command` may hold PLACEHOLDERS."""
+    pairs: tuple[tuple[Record, bool], ...] = ()  # each record with whether its process is alive
+    problems: tuple[Problem, ...] = ()
+    told: tuple[tuple[str, str], ...] = ()  # of which instance, what
 
-    command: tuple[str, ...]
-    run_dir: Path  # of this daemon alone: it holds a lock on its state
-    log_dir: Path
-    bind: str = "127.0.0.1"
-    env: Mapping[str, str] = field(default_factory=dict)
+    def add(self, name: str, done: process_salvage.Salvage) -> None:
+        if done.problem is not None:
+            self.problems += (done.problem,)
+        if done.told:
+            self.told += ((name, done.told),)
 
 
 class ProcessRuntime:
     """The Runtime (base.py) over the records that keepers leave in `run_dir`, one file for each instance."""
 
-    def __init__(self, settings: ProcessSettings) -> None:
+    def __init__(self, settings: ProcessSettings, told: Callable[[str, str], None] = lambda name, words: None) -> None:
+        """`told(name, words)`: what was done about an instance's files, for the history."""
         self._settings = settings
+        self._told = told
         self._lanes = Lanes()
         self._deaths = Deaths()
+        self._problems: tuple[Problem, ...] = ()
+        self._lived: frozenset[str] | None = None  # names of those that lived at the last look; None: none yet
+        self._old_binds: dict[str, str] = {}  # by runtime_id, of records that a release before has written
         self._started_at: dict[str, float | None] = {}  # by runtime_id, so that a fact does not change by microseconds
 
     def reconfigure(self, settings: ProcessSettings) -> None:
@@ -66,8 +70,14 @@ class ProcessRuntime:
     # --- seeing -------------------------------------------------------------------------------------------------------
 
     async def list(self) -> list[Fact]:
-        pairs = await self._on_files(RECORDS, self._look)
-        self._deaths.watch({r.runtime_id: (r.name, r.process) for r, alive in pairs if alive})
+        seen = await self._on_files(RECORDS, self._look)
+        pairs, self._problems = seen.pairs, seen.problems
+        for name, words in seen.told:
+            self._told(name, words)
+        try:
+            self._deaths.watch({r.runtime_id: (r.name, r.process) for r, alive in pairs if alive})
+        except OSError as e:  # no descriptors: a death is then seen by the next list alone
+            raise RuntimeTrouble(f"cannot watch the processes: {e.strerror}; chatglm-hactl doctor") from e
         self._started_at = {
             r.runtime_id: self._started_at.get(r.runtime_id) or process_records.started_at(r.process) for r, _ in pairs
         }
@@ -84,19 +94,51 @@ class ProcessRuntime:
         async for name in self._deaths.names():
             yield name
 
-    def _look(self) -> tuple[tuple[Record, bool], ...]:
+    def problems(self) -> Sequence[Problem]:
+        """Records that cannot be read: each is the problem of its instance alone."""
+        return self._problems
+
+    def _read(self, path: Path, seen: _Looked) -> Record | None:
+        """A record; of one that cannot be read, what was made of it. It blocks."""
+        try:
+            try:
+                record = process_records.read(path)
+            except ValueError as error:
+                done = process_salvage.salvage(path, self._settings.log_dir / f"{path.stem}.log", str(error))
+                seen.add(path.stem, done)
+                record = process_records.read(path) if done.problem is None else None
+        except (OSError, ValueError) as error:
+            words = f"its record {path} cannot be read: {error}"
+            seen.add(path.stem, process_salvage.Salvage(problem=Problem(path.stem, words, f"ls -l {path}; dmesg")))
+            return None
+        if record is not None and record.name != path.stem:
+            seen.add(path.stem, process_salvage.Salvage(problem=process_salvage.misnamed(path, record.name)))
+            return None
+        return record
+
+    def _look(self) -> _Looked:
         """Every record with whether its process is alive. It blocks."""
+        seen = _Looked()
+        names = {path.stem for path in self._settings.run_dir.glob("*.json")}
+        if self._lived is None or self._lived - names:  # the first look, or one that lived has no record any more
+            seen.told += tuple(process_salvage.recover(self._settings.run_dir, self._settings.log_dir))
+        self._look_at_records(seen)
+        self._lived = frozenset(record.name for record, alive in seen.pairs if alive)
+        return seen
+
+    def _look_at_records(self, seen: _Looked) -> None:
         deadline = time.monotonic() + KEEPER_DEADLINE
-        pairs = []
-        for found in process_records.read_all(self._settings.run_dir):
+        for path in sorted(self._settings.run_dir.glob("*.json")):
+            found = self._read(path, seen)
+            if found is None:
+                continue
             record, alive = found, process_records.is_alive(found.process)
             if not alive and found.exit_code is None:
                 record = self._written_down(found, deadline) or found
             if alive and not process_records.is_alive(record.keeper):
                 # Its keeper was killed. It costs the instance its exit code; its log is looked after from here.
-                keeper.rotate(str(self._log_file(record.name)), LOG_MAX_BYTES, LOG_FILES)
-            pairs.append((record, alive))
-        return tuple(pairs)
+                keeper.rotate(str(self._log_of(record)), LOG_MAX_BYTES, LOG_FILES)
+            seen.pairs += ((record, alive),)
 
     def _written_down(self, record: Record, deadline: float) -> Record | None:
         """The record of an ended process once its keeper, if it lives, has written the end down. It blocks, briefly."""
@@ -105,20 +147,24 @@ class ProcessRuntime:
         while latest is not None and latest.runtime_id == record.runtime_id and latest.exit_code is None:
             is_late = time.monotonic() > deadline
             has_keeper = process_records.is_alive(record.keeper)
-            latest = process_records.read(path)  # after asking for the keeper: what it wrote last is seen
+            try:
+                latest = process_records.read(path)  # after asking for the keeper: what it wrote last is seen
+            except ValueError:  # damaged in this moment: the next look puts it right
+                return record
             if is_late or not has_keeper:
                 break
             time.sleep(0.005)
         return latest
 
     def _fact(self, record: Record, alive: bool) -> Fact:
-        endpoint = Address(self._settings.bind, record.port)
+        bind = self._bind_of(record)
+        endpoint = Address(bind, record.port)
         return Fact(
             name=record.name,
             runtime_id=record.runtime_id,
             phase=Phase.RUNNING if alive else Phase.EXITED,
             endpoint=endpoint,
-            address=Address("127.0.0.1", record.port) if self._settings.bind == "0.0.0.0" else endpoint,
+            address=Address("127.0.0.1", record.port) if bind == "0.0.0.0" else endpoint,
             started_at=self._started_at.get(record.runtime_id),
             pid=record.process.pid if alive else None,
             exit_code=None if alive else record.exit_code,
@@ -127,22 +173,31 @@ class ProcessRuntime:
             gpus=record.gpus,
         )
 
+    def _bind_of(self, record: Record) -> str:
+        """Where it listens: by its own record, for the setting may have changed since it was started."""
+        if record.bind is not None:
+            return record.bind
+        if record.runtime_id not in self._old_binds:
+            told = process_records.environment(record.process.pid) if process_records.is_alive(record.process) else {}
+            self._old_binds[record.runtime_id] = told.get("HOST") or self._settings.bind
+        return self._old_binds[record.runtime_id]
+
     # --- starting -----------------------------------------------------------------------------------------------------
 
     async def start(self, launch: Launch) -> str:
         settings = self._settings
-        if not is_free(settings.bind, launch.port):
-            # Asked first: an instance that finds its port taken ends, but whoever has it might answer our probes.
-            raise LaunchFailed(
-                f"port {launch.port} on {settings.bind} is taken by something else: ss -ltnp 'sport = :{launch.port}'"
-            )
-        try:
+        try:  # whether the name is free, before the port: one that lives has both
             spec = await self._on_files(launch.name, lambda: self._specification(settings, launch))
         except RuntimeTrouble as e:
             raise LaunchFailed(str(e)) from e
-        answer = await _ask_keeper(launch.name, spec)
+        if not is_free(settings.bind, launch.port):
+            # Asked first: an instance that finds its port taken ends, but whoever has it might answer our probes.
+            raise PortTaken(
+                f"port {launch.port} on {settings.bind} is taken by something else: ss -ltnp 'sport = :{launch.port}'"
+            )
+        answer = await process_launch.ask_keeper(launch.name, spec)
         if "error" in answer:
-            raise LaunchFailed(_why_not(settings, launch, str(answer["error"])))
+            raise LaunchFailed(process_launch.why_not(settings, launch, str(answer["error"])))
         self._deaths.tell(launch.name)
         return f"{answer['pid']}@{answer['start']}"
 
@@ -153,14 +208,16 @@ class ProcessRuntime:
         run_file = self._run_file(launch.name)
         if process_records.read(run_file) is not None:
             raise LaunchFailed(f"there is an instance {launch.name} already: {run_file}")
-        command = [_filled_in(word, launch) for word in settings.command]
-        env = environment(settings, launch)
+        command = [process_launch.filled_in(word, launch) for word in settings.command]
+        env = process_launch.environment(settings, launch)
         return {
             "name": launch.name,
             "port": launch.port,
             "gpus": launch.gpus,
             "command": command,
             "env": env,
+            "bind": settings.bind,
+            "open_files": settings.open_files,
             "run_file": str(run_file),
             "log_file": str(self._log_file(launch.name)),
             "log_max_bytes": LOG_MAX_BYTES,
@@ -213,14 +270,15 @@ class ProcessRuntime:
         with contextlib.suppress(PermissionError):  # another user's ends by itself
             process_records.signal_process(record.keeper, signal.SIGKILL)
         self._run_file(record.name).unlink(missing_ok=True)
-        return "\n".join(latest.tail or keeper.tail(str(self._log_file(record.name)), latest.log_from))
+        return "\n".join(latest.tail or keeper.tail(str(self._log_of(record)), latest.log_from))
 
     # --- output -------------------------------------------------------------------------------------------------------
 
     async def logs(self, name: str, lines: int, follow: bool) -> AsyncIterator[str]:
-        if await self._on_files(name, lambda: process_records.read(self._run_file(name))) is None:
+        record = await self._on_files(name, lambda: process_records.read(self._run_file(name)))
+        if record is None:
             raise KeyError(name)
-        path = self._log_file(name)
+        path = self._log_of(record)
         position, rest = 0, b""
         is_first = True
         while True:
@@ -247,6 +305,10 @@ class ProcessRuntime:
 
     def _log_file(self, name: str) -> Path:
         return self._settings.log_dir / f"{name}.log"
+
+    def _log_of(self, record: Record) -> Path:
+        """Where its output goes: by its own record, for the setting may have changed since it was started."""
+        return record.log_file or self._log_file(record.name)
 
     def _is_alive(self, name: str) -> bool:
         record = process_records.read(self._run_file(name))
@@ -281,51 +343,6 @@ def _signal(record: Record, number: signal.Signals) -> None:
         raise Stuck(
             f"pid {pid} is another user's, whom this daemon may not signal (ps -o user,cmd -p {pid}); sudo kill {pid}"
         ) from None
-
-
-def environment(settings: ProcessSettings, launch: Launch) -> dict[str, str]:
-    """The whole environment of an instance."""
-    inherited = {key: value for key, value in os.environ.items() if key in INHERITED or key.startswith("LC_")}
-    # Its output is a file, which Python would write to by the block: the last lines before a crash would be lost.
-    own = {"PYTHONUNBUFFERED": "1", **settings.env, "HOST": settings.bind, "PORT": str(launch.port)}
-    gpus = {"CUDA_VISIBLE_DEVICES": ",".join(launch.gpus)} if launch.gpus else {}
-    return {**inherited, **own, **gpus}
-
-
-def _why_not(settings: ProcessSettings, launch: Launch, error: str) -> str:
-    """Why a keeper could not start it, from its "reason: what": the program, or a file of ours."""
-    program = _filled_in(settings.command[0], launch)
-    if error.endswith(f": {program}"):
-        return f"cannot run {program}: {error}; chatglm-hactl config show"
-    return f"cannot write down its start: {error}; df -h {settings.run_dir} {settings.log_dir}"
-
-
-def _filled_in(word: str, launch: Launch) -> str:
-    # Not str.format: a command may hold JSON.
-    for placeholder, value in zip(PLACEHOLDERS, (sys.executable, str(launch.port), launch.name), strict=True):
-        word = word.replace(placeholder, value)
-    return word
-
-
-async def _ask_keeper(name: str, spec: Mapping[str, object]) -> dict[str, object]:
-    """Starts a keeper and returns its answer, {"pid", "start"} or {"error"}. Raises LaunchFailed when there is none."""
-    env = {"PATH": os.environ.get("PATH", os.defpath)}
-    starter = await asyncio.create_subprocess_exec(
-        sys.executable, "-I", "-S", keeper.__file__, name, stdin=-1, stdout=-1, stderr=-1, env=env
-    )
-    try:
-        async with asyncio.timeout(LAUNCH_DEADLINE):
-            said, complaint = await starter.communicate(json.dumps(spec).encode())
-    except TimeoutError:
-        starter.kill()
-        await starter.wait()
-        raise LaunchFailed(f"its keeper has not started it in {LAUNCH_DEADLINE:g} s; ps -ef | grep keeper.py") from None
-    try:
-        answer: dict[str, object] = json.loads(said)
-    except ValueError:
-        words = " ".join((complaint or said).decode(errors="replace").split()[-30:])
-        raise LaunchFailed(f"its keeper failed: {words}; {sys.executable} -I -S {keeper.__file__}") from None
-    return answer
 
 
 def _read_from(path: Path, position: int) -> tuple[bytes, int]:

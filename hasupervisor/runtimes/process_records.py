@@ -7,12 +7,16 @@ import os
 import shlex
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeVar
 
+from hasupervisor.config.values import masked_words
 from hasupervisor.runtimes import keeper
+
+T = TypeVar("T")
 
 GONE_STATES = ("Z", "X", "x")
 """Of /proc/PID/stat: the process has ended, whoever has to reap it."""
@@ -47,6 +51,8 @@ class Record:
     oom_killed: bool
     ended_wall: float | None
     tail: tuple[str, ...]
+    bind: str | None = None  # None: a release before did not write it down
+    log_file: Path | None = None  # as bind
 
     @property
     def runtime_id(self) -> str:
@@ -54,44 +60,54 @@ class Record:
 
     @property
     def command_line(self) -> str:
-        return shlex.join(self.command)
+        """For people: what looks like a secret is masked."""
+        return shlex.join(masked_words(self.command))
 
 
 def read(path: Path) -> Record | None:
-    """The record in a file; None when there is none. Raises ValueError when it is not a record."""
+    """The record in a file; None when there is none. Raises OSError, and ValueError when it is not a record.
+
+    What a release before did not write has a default, and what a later one adds is not looked at: no release of the
+    daemon may stumble over what another one has started.
+    """
     try:
         found = json.loads(path.read_text())
     except FileNotFoundError:
         return None
     try:
+        keeps = found.get("keeper") or {}
         return Record(
-            name=found["name"],
+            name=str(found["name"]),
             port=int(found["port"]),
-            gpus=tuple(found["gpus"]),
-            command=tuple(found["command"]),
-            process=Identity(found["pid"], found["start"], found["boot"]),
-            keeper=Identity(found["keeper"]["pid"], found["keeper"]["start"], found["boot"]),
-            started_wall=float(found["started_wall"]),
-            log_from=int(found["log_from"]),
-            exit_code=found["exit_code"],
-            oom_killed=bool(found["oom_killed"]),
-            ended_wall=found["ended_wall"],
-            tail=tuple(found["tail"]),
+            gpus=tuple(str(gpu) for gpu in found.get("gpus") or ()),
+            command=tuple(str(word) for word in found.get("command") or ()),
+            process=Identity(int(found["pid"]), _maybe(int, found["start"]), str(found["boot"])),
+            keeper=Identity(int(keeps.get("pid", 0)), _maybe(int, keeps.get("start")), str(found["boot"])),
+            started_wall=float(found.get("started_wall") or 0.0),
+            log_from=int(found.get("log_from") or 0),
+            exit_code=_maybe(int, found.get("exit_code")),
+            oom_killed=bool(found.get("oom_killed")),
+            ended_wall=_maybe(float, found.get("ended_wall")),
+            tail=tuple(str(line) for line in found.get("tail") or ()),
+            bind=_maybe(str, found.get("bind")),
+            log_file=_maybe(Path, found.get("log_file")),
         )
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"not a record: {error}") from error
 
 
+def _maybe(kind: Callable[[Any], T], value: object) -> T | None:
+    return None if value is None else kind(value)
+
+
 def read_all(folder: Path) -> list[Record]:
-    """Every record in the folder, by name. Raises OSError, and ValueError that names the file."""
+    """Every record in the folder that can be read, by name."""
     records = []
     for path in sorted(folder.glob("*.json")):
-        try:
+        with suppress(OSError, ValueError):
             record = read(path)
-        except ValueError as error:
-            raise ValueError(f"{path}: {error}") from error
-        if record is not None:
-            records.append(record)
+            if record is not None and record.name == path.stem:
+                records.append(record)
     return records
 
 
@@ -102,6 +118,23 @@ def is_alive(process: Identity) -> bool:
     """Whether that very process runs, and is more than a zombie."""
     fields = keeper.stat_fields(process.pid)
     return fields is not None and process.is_of(fields) and fields[0] not in GONE_STATES
+
+
+def command_of(pid: int) -> list[str]:
+    """The words of a process's command line; empty where it is gone."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0")[:-1]
+    except OSError:
+        return []
+
+
+def environment(pid: int) -> dict[str, str]:
+    """What a process was started with; empty where it is gone or another user's."""
+    try:
+        pairs = Path(f"/proc/{pid}/environ").read_bytes().decode(errors="replace").split("\0")
+    except OSError:
+        return {}
+    return {name: value for name, _, value in (pair.partition("=") for pair in pairs) if name}
 
 
 def started_at(process: Identity) -> float | None:
@@ -156,6 +189,8 @@ def pidfd(process: Identity) -> Iterator[int | None]:
 
 def open_pidfd(process: Identity) -> int | None:
     """As `pidfd`; the caller closes it."""
+    if process.start is None:
+        return None  # it had ended before it could be asked
     try:
         descriptor = os.pidfd_open(process.pid)
     except ProcessLookupError:

@@ -32,6 +32,10 @@ class Prompt:
 class Codec(Protocol):
     """Between words and token ids. Called from several threads at once."""
 
+    @property
+    def longest_piece(self) -> int:
+        """The most characters of text that one token can stand for; 0 where no such bound is known."""
+
     def chat(self, messages: Sequence[Message]) -> list[int]:
         """The prompt's ids for a dialogue whose last message waits for an answer; raises PromptError."""
 
@@ -46,22 +50,34 @@ class Codec(Protocol):
 
 
 class Decoder(Protocol):
-    """Rows that are decoded together, each with its own past. Not thread-safe: the engine's thread alone calls it.
-
-    After a call that raised, only `clear` may be called.
-    """
+    """Rows that are decoded together, each with its own past. The engine's thread alone calls it, but for `held`."""
 
     def add(self, prompts: Sequence[Prompt]) -> Tensor:
-        """Appends rows; returns the logits of each one's next token, float32 [len(prompts), vocab]."""
+        """Appends rows; returns the logits of each one's next token, float32 [len(prompts), vocab].
+
+        If it raises, nothing was appended, and the rows from before are as they were.
+        """
 
     def step(self, tokens: Sequence[int]) -> Tensor:
-        """Appends one token to each row; returns the next logits, float32 [rows, vocab]."""
+        """Appends one token to each row; returns the next logits, float32 [rows, vocab].
+
+        If it raises, only `clear` may be called.
+        """
 
     def remove(self, row: int) -> None:
         """Drops a row; the last row takes its place."""
 
     def clear(self) -> None:
         """Drops all rows and their memory."""
+
+    def cells(self, rows: int, longest: int) -> int:
+        """Tokens of past that are held, at least, for so many rows of which the longest has `longest` tokens."""
+
+    def bound(self, tokens: int) -> None:
+        """Never holds more than so many tokens of past from the next pass on, where `cells` leaves a choice."""
+
+    def held(self) -> int:
+        """Tokens of past that memory is taken for now, room to grow included."""
 
 
 @dataclass(frozen=True, slots=True)

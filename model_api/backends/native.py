@@ -3,67 +3,34 @@
 from __future__ import annotations
 
 import inspect
-import threading
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
-from jinja2 import TemplateError
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from model_api.backends.base import Defaults, LoadedModel, LoadError, Message, Prompt
+from model_api.backends.base import Defaults, LoadedModel, LoadError, Prompt
 from model_api.backends.checks import check_loading
+from model_api.backends.lora import Adapter
+from model_api.backends.prefix import Prefix
 from model_api.backends.rows import RowCache
-from model_api.request import PromptError
-from model_api.text import Tidy
+from model_api.backends.template import TemplateCodec
+from model_api.backends.tuning import Tuning
 
-
-class TemplateCodec:
-    """A transformers tokenizer with its own chat template."""
-
-    def __init__(self, tokenizer: Any) -> None:
-        self._tokenizer = tokenizer
-        self._lock = threading.Lock()  # encoding sets state inside the tokenizer; decoding does not
-
-    def chat(self, messages: Sequence[Message]) -> list[int]:
-        try:
-            text = self._tokenizer.apply_chat_template(
-                [dict(message) for message in messages], add_generation_prompt=True, tokenize=False
-            )
-        except (TemplateError, TypeError, KeyError) as error:
-            raise PromptError(f"messages: this model's chat template refuses them: {error}") from None
-        return self._ids(text, add_special_tokens=False)
-
-    def encode(self, text: str) -> list[int]:
-        return self._ids(text, add_special_tokens=True)
-
-    def _ids(self, text: str, *, add_special_tokens: bool) -> list[int]:
-        try:
-            with self._lock:
-                ids: list[int] = self._tokenizer.encode(text, add_special_tokens=add_special_tokens)
-        except (UnicodeEncodeError, TypeError) as error:
-            # Half a surrogate pair, in a key of a message that the template prints beside its content.
-            raise PromptError(f"the prompt holds text that is no Unicode: {error}") from None
-        return ids
-
-    def decode(self, ids: Sequence[int]) -> str:
-        text: str = self._tokenizer.decode(list(ids), skip_special_tokens=True)
-        return text
-
-    def tidy(self) -> Tidy:
-        return Tidy()
+log = logging.getLogger(__name__)
 
 
 class RowDecoder:
     """Plain forward passes over a RowCache."""
 
-    def __init__(self, model: Any, device: torch.device) -> None:
+    def __init__(self, model: Any, device: torch.device, prefix: Prefix | None = None) -> None:
         self._model = model
         self._device = device
-        self._rows = RowCache(model.config.get_text_config().num_hidden_layers, device)
+        self._rows = RowCache(model.config.get_text_config().num_hidden_layers, device, prefix)
         self._last_only = "logits_to_keep" in inspect.signature(model.forward).parameters
         # Ready-made masks are what the attention wants: true/false for sdpa, something to add for the eager one.
         self._additive = model.config._attn_implementation == "eager"
@@ -78,7 +45,10 @@ class RowDecoder:
         )
         ends = torch.tensor([[length - 1] for length in lengths], device=self._device)
         self._rows.begin_rows(lengths)
-        extra = {"logits_to_keep": ends} if self._last_only else {}
+        extra: dict[str, Any] = {"logits_to_keep": ends} if self._last_only else {}
+        if self._rows.prefix:
+            seen = torch.ones(len(prompts), 1, longest, longest, dtype=torch.bool, device=self._device).tril()
+            extra["attention_mask"] = self._as_wanted(self._rows.behind_prefix(seen))
         output = self._model(
             input_ids=ids,
             position_ids=torch.arange(longest, device=self._device)[None].expand(len(prompts), -1),
@@ -94,13 +64,9 @@ class RowDecoder:
 
     def step(self, tokens: Sequence[int]) -> Tensor:
         positions, mask = self._rows.begin_step()
-        if mask is not None and self._additive:
-            mask = torch.zeros(mask.shape, dtype=self._model.dtype, device=self._device).masked_fill_(
-                ~mask, torch.finfo(self._model.dtype).min
-            )
         output = self._model(
             input_ids=torch.tensor(tokens, device=self._device)[:, None],
-            attention_mask=mask,
+            attention_mask=None if mask is None else self._as_wanted(mask),
             position_ids=positions,
             past_key_values=self._rows.cache,
             use_cache=True,
@@ -109,22 +75,43 @@ class RowDecoder:
         self._rows.commit_step()
         return logits
 
+    def _as_wanted(self, mask: Tensor) -> Tensor:
+        """A mask that is true where a row may look, as the model's attention takes it."""
+        if not self._additive:
+            return mask
+        dtype = self._model.dtype
+        return torch.zeros(mask.shape, dtype=dtype, device=self._device).masked_fill_(~mask, torch.finfo(dtype).min)
+
     def remove(self, row: int) -> None:
         self._rows.remove(row)
 
     def clear(self) -> None:
         self._rows.clear()
 
+    def cells(self, rows: int, longest: int) -> int:
+        return self._rows.cells(rows, longest)
+
+    def bound(self, tokens: int) -> None:
+        self._rows.bound(tokens)
+
+    def held(self) -> int:
+        return self._rows.held()
+
     def bytes_per_token(self) -> int:
+        """Memory of one token of one row."""
         return self._rows.bytes_per_token()
 
 
-def load(directory: Path, config: dict[str, Any], dtype: torch.dtype, device: torch.device, bits: int) -> LoadedModel:
+def load(
+    directory: Path, config: dict[str, Any], dtype: torch.dtype, device: torch.device, bits: int, tuning: Tuning
+) -> LoadedModel:
     """Loads a native model; raises LoadError with what is missing or unsupported."""
+    _check_tuning(tuning, bits)
     kind = config.get("model_type")
     if kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         raise LoadError(f"{directory / 'config.json'}: model_type {kind!r} is no causal model that transformers knows")
     parsed = AutoConfig.from_pretrained(directory, local_files_only=True)
+    check_architecture(parsed.get_text_config(), directory)
     window = _attention_window(parsed.get_text_config(), directory)
     tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
     if not tokenizer.chat_template:
@@ -135,10 +122,12 @@ def load(directory: Path, config: dict[str, Any], dtype: torch.dtype, device: to
     model, info = loaded
     check_loading(info, directory)
     model = model.eval()
+    if tuning.lora:
+        Adapter(tuning.lora).merge_into(model)
     if not bits:
         model = model.to(device)
     decoder = RowDecoder(model, device)
-    context = getattr(parsed.get_text_config(), "max_position_embeddings", 2048)
+    context = _first_range(parsed.get_text_config(), directory)
     return LoadedModel(
         family=str(kind),
         codec=TemplateCodec(tokenizer),
@@ -150,8 +139,52 @@ def load(directory: Path, config: dict[str, Any], dtype: torch.dtype, device: to
         ends=_ends(model, tokenizer),
         defaults=_defaults(directory),
         parameters=model.num_parameters(),
-        kv_bytes_per_token=_measure(decoder),
+        kv_bytes_per_token=measured(decoder),
     )
+
+
+def _check_tuning(tuning: Tuning, bits: int) -> None:
+    if tuning.ptuning:
+        raise LoadError(
+            f"PTUNING_PATH={tuning.ptuning}: a prefix belongs to a ChatGLM directory as published, of model_type "
+            "chatglm; set MODEL_PATH to the model that it was trained on"
+        )
+    if tuning.lora and bits:
+        raise LoadError(f"LORA_PATH and QUANTIZE={bits} do not go together for this model; unset one of them")
+
+
+def check_architecture(config: Any, directory: Path) -> None:
+    """Raises LoadError for families that are known to be decoded wrong in rows of a common cache."""
+    kind = str(getattr(config, "model_type", ""))
+    known: dict[str, Callable[[], object]] = {
+        "bloom": lambda: "alibi",
+        "falcon": lambda: "alibi" if getattr(config, "alibi", False) else None,
+        "gpt_neo": lambda: "local attention" if "local" in (getattr(config, "attention_layers", None) or ()) else None,
+        "rwkv": lambda: "a state in place of a past",
+    }
+    why = known[kind]() if kind in known else None
+    if why:
+        raise LoadError(
+            f"{directory}: {kind} has {why}, with which this server would answer wrong as soon as two requests run; "
+            "serve it with an engine that knows it (vLLM, SGLang), which chatglm-ha supervises as well"
+        )
+
+
+def _first_range(config: Any, directory: Path) -> int:
+    """Tokens of context. A rope that changes with the longest row is kept to the range in which it does not."""
+    context = int(getattr(config, "max_position_embeddings", None) or 2048)
+    rope = getattr(config, "rope_parameters", None) or {}
+    if rope.get("rope_type") not in ("longrope", "dynamic"):
+        return context
+    original = rope.get("original_max_position_embeddings")
+    first = int(original or getattr(config, "original_max_position_embeddings", None) or context)
+    if first < context:
+        log.warning(
+            "%s: its %s rope changes a row's text with the length of the rows beside it beyond %d tokens: "
+            "the context is limited to these (of %d)",
+            *(directory, rope["rope_type"], first, context),
+        )
+    return min(first, context)
 
 
 def _attention_window(config: Any, directory: Path) -> int | None:
@@ -210,7 +243,21 @@ def _or(value: float | None, default: float) -> float:
     return default if value is None else value
 
 
-def _measure(decoder: RowDecoder) -> int:
+class Measurable(Protocol):
+    """A decoder that knows what its rows cost, once there was one."""
+
+    def add(self, prompts: Sequence[Prompt]) -> Tensor:
+        """See Decoder."""
+
+    def clear(self) -> None:
+        """See Decoder."""
+
+    def bytes_per_token(self) -> int:
+        """Memory of one token of one row."""
+
+
+def measured(decoder: Measurable) -> int:
+    """Bytes of past that a token of a row takes, by trying one."""
     with torch.inference_mode():
         decoder.add([Prompt([0, 0])])
         size = decoder.bytes_per_token()

@@ -1,4 +1,4 @@
-"""Prompts and text of the remote-code family: the directory's sentencepiece model, and each generation's own layout."""
+"""Prompts and text of ChatGLM-6B, 2 and 3: the directory's sentencepiece model, and each generation's own layout."""
 
 from __future__ import annotations
 
@@ -11,22 +11,26 @@ from typing import Any
 from sentencepiece import SentencePieceProcessor
 
 from model_api.backends.base import Message
+from model_api.backends.first_pieces import LONGEST_BLANK, first_pieces
+from model_api.backends.template import refuse_tool_calls
 from model_api.request import PromptError
 from model_api.text import Tidy
 
-LONGEST_BLANK = 80  # runs of up to so many spaces are one token in ChatGLM-6B
+WHO = "this model's format of dialogues, as it is written here,"  # does not know tool calls
 
 
 class FirstCodec:
     """ChatGLM-6B: bare text or rounds from 0, then [gMASK] <sop>; line feeds, tabs and runs of blanks are tokens."""
 
     def __init__(self, directory: Path) -> None:
-        self._pieces: Any = SentencePieceProcessor(model_file=str(directory / "ice_text.model"))
+        self._pieces: Any = first_pieces(directory / "ice_text.model")
         options = _tokenizer_options(directory)
         self._offset = int(options.get("num_image_tokens", 20000))  # earlier revisions keep the first ids for images
         self._remove_space = bool(options.get("remove_space", False))
         self._lower = bool(options.get("do_lower_case", False))
         self.gmask, self.sop, self.eop = (self._id(piece) for piece in ("[gMASK]", "<sop>", "<eop>"))
+        # Spaces that are taken out stand in no token at all.
+        self.longest_piece = 0 if self._remove_space else max(LONGEST_BLANK, _longest_piece(self._pieces))
         self._hidden = {self._id(piece) for piece in ("[MASK]", "[gMASK]", "[sMASK]", "<sop>", "<eop>", "<pad>")}
 
     @property
@@ -84,6 +88,7 @@ class _LaterCodec:
         size = self._pieces.vocab_size()
         self._special = {name: size + number for number, name in enumerate(self.SPECIALS)}
         self._prefix = [self._special["[gMASK]"], self._special["sop"]]
+        self.longest_piece = _longest_piece(self._pieces)
 
     def encode(self, text: str) -> list[int]:
         return [*self._prefix, *self._pieces.encode(text)]
@@ -125,6 +130,7 @@ class ThirdCodec(_LaterCodec):
         return frozenset((int(self._pieces.eos_id()), *others))
 
     def chat(self, messages: Sequence[Message]) -> list[int]:
+        refuse_tool_calls(messages, WHO)
         ids = list(self._prefix)
         for message in messages:
             role = self.ROLES.get(message["role"], message["role"])
@@ -136,8 +142,9 @@ def rounds(messages: Sequence[Message]) -> tuple[str, list[tuple[str, str]]]:
     """(query, history) of a dialogue for models that know only questions and answers.
 
     A system message at the beginning is put in front of the query, as the published openai_api.py does. Raises
-    PromptError for other roles, or where questions and answers do not alternate.
+    PromptError for tool calls, for other roles, or where questions and answers do not alternate.
     """
+    refuse_tool_calls(messages, WHO)
     messages = list(messages)
     system = messages.pop(0)["content"] if messages and messages[0]["role"] == "system" else ""
     for index, message in enumerate(messages):
@@ -151,6 +158,11 @@ def rounds(messages: Sequence[Message]) -> tuple[str, list[tuple[str, str]]]:
         raise PromptError("messages: the last one must be of the user")
     texts = [str(message["content"]) for message in messages]
     return system + texts[-1], list(zip(texts[:-1:2], texts[1::2], strict=True))
+
+
+def _longest_piece(pieces: Any) -> int:
+    """The most characters that one piece of a sentencepiece model stands for."""
+    return max(len(pieces.id_to_piece(number)) for number in range(pieces.vocab_size()))
 
 
 def _tokenizer_options(directory: Path) -> dict[str, Any]:

@@ -82,19 +82,21 @@ def test_a_file_edited_by_hand_is_understood_as_far_as_it_goes() -> None:
 
 
 def gateway_text(settings: NginxSettings, *, room: bool = True) -> str:
-    return gateway_conf(ENV, settings, include_upstream=True, room=room, file_logs=())
+    return gateway_conf(
+        ENV, settings, include_upstream=True, room=room, file_logs=(), error_logs=(("/x/error.log", "error"),)
+    )
 
 
 def test_the_catch_all_name_is_the_default_server_and_any_other_name_is_not() -> None:
-    assert "listen 80 default_server backlog" in gateway_text(SETTINGS)
+    assert 'listen "80" default_server backlog' in gateway_text(SETTINGS)
     named = gateway_text(NginxSettings(dir=Path("/x"), server_name="chatglm-api.example.com"))
-    assert "listen 80 backlog" in named
-    assert "server_name chatglm-api.example.com;" in named
+    assert 'listen "80" backlog' in named
+    assert 'server_name "chatglm-api.example.com";' in named
 
 
 def test_a_pattern_for_a_name_gets_a_plain_name_beside_it_to_be_asked_by() -> None:
     text = gateway_text(NginxSettings(dir=Path("/x"), server_name="*.example.com ~^llm"))
-    assert "server_name *.example.com ~^llm chatglm-ha.internal;" in text
+    assert 'server_name "*.example.com" "~^llm" "chatglm-ha.internal";' in text
 
 
 def test_a_request_is_retried_even_if_it_is_a_post() -> None:

@@ -9,7 +9,7 @@ import pytest
 from hasupervisor.act.nginx.waiting import FRESH_FOR, PACE, Asked, Told, Verdict, WaitingRoom, fallen
 from hasupervisor.model import Address
 
-OWN = "127.0.0.1:9181"
+OWN = "unix:/var/lib/chatglm-ha/nginx/room.sock"
 ONE, TWO = Address("127.0.0.1", 8000), Address("127.0.0.1", 8001)
 
 

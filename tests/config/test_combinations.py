@@ -43,14 +43,8 @@ MISTAKES: list[tuple[str, str, list[str]]] = [
         "the instances around the page",
         '[service]\nports = "9100-9199"\n',
         [
-            '2: service.ports: holds the port of nginx.room = "127.0.0.1:9181" (the default)',
             '2: service.ports: holds the port of http.listen = "127.0.0.1:9180" (the default)',
         ],
-    ),
-    (
-        "the page where the room is",
-        '[http]\nlisten = "localhost:9181"\n',
-        ['2: http.listen: the same port as nginx.room = "127.0.0.1:9181" (the default)'],
     ),
     (
         "the gateway on every address collides with the page on one",
@@ -65,11 +59,6 @@ MISTAKES: list[tuple[str, str, list[str]]] = [
             "1024; start the daemon as root, take a port from 1024 on, or leave it to the system's nginx "
             '(nginx.mode = "system")'
         ],
-    ),
-    (
-        "a room that the world can enter",
-        '[nginx]\nroom = "10.0.0.1:9181"\n',
-        ["2: nginx.room: must be on loopback, like 127.0.0.1:9181; it is for nginx alone"],
     ),
     (
         "a socket path that the kernel refuses",

@@ -10,6 +10,7 @@ import pytest
 
 from hasupervisor.config import Config, ConfigError, changed_keys, load, reload, restart_keys, unused_keys
 from hasupervisor.config.privilege import lowest_port
+from hasupervisor.config.values import toml
 from hasupervisor.model import Address
 
 
@@ -206,6 +207,35 @@ def test_secrets_are_masked_and_everything_is_plain_json(file: Path) -> None:
     }
     assert config.docker.env["API_KEY"] == "abc"
     assert json.loads(json.dumps(config.describe())) == config.describe()
+
+
+@pytest.mark.parametrize(
+    ("words", "shown"),
+    [
+        (["vllm", "--api-key", "abc", "--port", "80"], ["vllm", "--api-key", "***", "--port", "80"]),
+        (
+            ["--api-key=abc", "--model=/m", "--api-key-file=/run/key"],
+            ["--api-key=***", "--model=/m", "--api-key-file=/run/key"],
+        ),
+        (["--api-key", "--verbose", "--max-tokens", "100"], ["--api-key", "--verbose", "--max-tokens", "100"]),
+        (
+            ["sh", "-c", "HF_TOKEN=abc exec serve --api-key 'a b' $PORT"],
+            ["sh", "-c", "HF_TOKEN=*** exec serve --api-key *** $PORT"],
+        ),
+        (["print the token here"], ["print the token here"]),
+        (["https://user:abc@host/model"], ["https://***@host/model"]),
+        (["-H", "Authorization: Bearer abc"], ["-H", "Authorization: Bearer ***"]),
+        (["sk-abcdefgh12345678", "hf_abcdefgh12345678", "task-force"], ["***", "***", "task-force"]),
+    ],
+)
+def test_what_looks_like_a_secret_in_a_command_is_masked_for_people_alone(
+    file: Path, words: list[str], shown: list[str]
+) -> None:
+    file.write_text(f"[process]\ncommand = {toml(words)}\n[docker]\ncommand = {toml(words)}\n", encoding="utf-8")
+    config = load(file, {})
+    assert config.describe()["process"]["command"] == shown
+    assert config.describe()["docker"]["command"] == shown
+    assert config.process.command == tuple(words)
 
 
 def test_a_configuration_cannot_be_changed() -> None:

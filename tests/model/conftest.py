@@ -66,3 +66,26 @@ def start_server(model_cache: Path, tmp_path: Path) -> Iterator[StartServer]:
         server.stop()
     for server in servers:
         server.check_log()
+
+
+LONG = "你好" * 60  # a prompt that brings the fault of a faulty server
+Faulty = Callable[..., ModelServer]
+
+
+@pytest.fixture
+def faulty(model_cache: Path, tmp_path: Path) -> Iterator[Faulty]:
+    """Starts tests/model/faulty_server.py with the fault and the environment given; `may_complain` as above."""
+    servers: list[ModelServer] = []
+
+    def start(fault: str, *, may_complain: bool = False, **env: str) -> ModelServer:
+        command = (str(Path(__file__).with_name("faulty_server.py")), fault)
+        environment = {"MODEL_CACHE": str(model_cache), **env}
+        server = ModelServer(tmp_path / "log", environment, may_complain=may_complain, command=command)
+        servers.append(server)
+        server.wait_ready()
+        return server
+
+    yield start
+    for server in servers:
+        server.stop()
+        server.check_log()

@@ -92,7 +92,7 @@ class Driven:
 def driving(model: LoadedModel, *, max_batch: int = 8, kv_budget: int | None = None) -> Iterator[Driven]:
     """An engine over `model` for the length of the block; it must have ended by itself afterwards."""
     fatal: list[str] = []
-    budget = kv_budget or model.context * max_batch
+    budget = kv_budget or model.decoder.cells(max_batch, model.context)
     engine = Engine(model, max_batch=max_batch, kv_budget=budget, watch=Metrics(), on_fatal=fatal.append)
     engine.start()
     try:
@@ -111,13 +111,18 @@ class Meddler:
         self.before_add: Callable[[Sequence[Prompt]], None] = lambda prompts: None
         self.before_step: Callable[[Sequence[int]], None] = lambda tokens: None
         self.after: Callable[[Tensor], Tensor] = lambda logits: logits
-        self.rows = 0
+        self.prompts: list[Prompt] = []  # of the rows there are, in the decoder's order
         self.most_rows = 0
+
+    @property
+    def rows(self) -> int:
+        """How many rows there are."""
+        return len(self.prompts)
 
     def add(self, prompts: Sequence[Prompt]) -> Tensor:
         self.before_add(prompts)
         logits = self._decoder.add(prompts)
-        self.rows += len(prompts)
+        self.prompts.extend(prompts)
         self.most_rows = max(self.most_rows, self.rows)
         return self.after(logits)
 
@@ -127,12 +132,22 @@ class Meddler:
         return self.after(self._decoder.step(tokens))
 
     def remove(self, row: int) -> None:
-        self.rows -= 1
+        self.prompts[row] = self.prompts[-1]
+        self.prompts.pop()
         self._decoder.remove(row)
 
     def clear(self) -> None:
-        self.rows = 0
+        self.prompts = []
         self._decoder.clear()
+
+    def cells(self, rows: int, longest: int) -> int:
+        return self._decoder.cells(rows, longest)
+
+    def bound(self, tokens: int) -> None:
+        self._decoder.bound(tokens)
+
+    def held(self) -> int:
+        return self._decoder.held()
 
 
 def meddled(model: LoadedModel, **changes: Any) -> tuple[LoadedModel, Meddler]:

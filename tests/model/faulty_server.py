@@ -20,6 +20,7 @@ from model_api.backends import native
 from model_api.backends.base import Prompt
 
 FAULTY_TOKENS = 40  # a prompt of at least so many tokens brings the fault
+SLOW_S = 1.5
 
 
 def poisoned(decoder: native.RowDecoder) -> None:
@@ -37,17 +38,35 @@ def hung(decoder: native.RowDecoder) -> None:
     time.sleep(3600)
 
 
-FAULTS = {"poisoned": poisoned, "out_of_memory": out_of_memory, "hung": hung}
+def query_of_death(decoder: native.RowDecoder) -> None:
+    """What a prompt does that the model's code cannot take."""
+    raise IndexError("index out of range in self")
+
+
+def broken(decoder: native.RowDecoder) -> None:
+    """From now on nothing works any more, whatever is asked."""
+    FaultyDecoder.is_broken = True
+
+
+def slow(decoder: native.RowDecoder) -> None:
+    """A long prompt on a small machine."""
+    time.sleep(SLOW_S)
+
+
+FAULTS = {each.__name__: each for each in (poisoned, out_of_memory, hung, query_of_death, broken, slow)}
 
 
 class FaultyDecoder(native.RowDecoder):
     """Meets its fault in the step after a long prompt has joined."""
 
     fault = staticmethod(FAULTS[sys.argv[1]])
+    is_broken = False
 
     def add(self, prompts: Sequence[Prompt]) -> Tensor:
         if any(len(prompt.ids) >= FAULTY_TOKENS for prompt in prompts):
             self.fault(self)
+        if self.is_broken:
+            raise RuntimeError("cuDNN error: CUDNN_STATUS_NOT_INITIALIZED")
         return super().add(prompts)
 
 

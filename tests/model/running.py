@@ -115,6 +115,20 @@ class ModelServer:
         lines = self.client.get(f"{self.url}/metrics").text.splitlines()
         return sum(float(line.rsplit(" ", 1)[1]) for line in lines if re.match(rf"{re.escape(name)}[ {{]", line))
 
+    def computed(self) -> float:
+        """Seconds that its threads have computed so far, not counting the time that they waited for a processor."""
+        tasks = Path(f"/proc/{self.process.pid}/task").glob("*/schedstat")
+        return sum(int(task.read_text().split()[0]) for task in tasks) / 1e9
+
+    def look_takes(self, client: httpx.Client) -> float:
+        """Seconds for one GET /health: as long as it took, but no longer than the server computed meanwhile.
+
+        On a machine that is busy with other work the difference is that work; a server that holds a look up computes.
+        """
+        computed, began = self.computed(), time.monotonic()
+        assert client.get(f"{self.url}/health", timeout=PATIENCE).status_code == 200
+        return min(time.monotonic() - began, self.computed() - computed)
+
     def terminate(self) -> None:
         """SIGTERM."""
         self.process.send_signal(signal.SIGTERM)

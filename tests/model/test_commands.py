@@ -36,7 +36,7 @@ def test_verify_fails_in_words_on_what_cannot_be_served(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "chatglm", "position_encoding_2d": true}')
     done = run("verify", str(tmp_path))
     assert done.returncode == 1
-    assert "modeling_chatglm.py and configuration_chatglm.py are missing" in done.stderr
+    assert "ice_text.model is missing, without which there are no words" in done.stderr
     assert run("verify", str(tmp_path / "nowhere")).returncode == 2
 
 

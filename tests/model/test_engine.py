@@ -150,13 +150,18 @@ def test_a_tight_memory_budget_changes_when_answers_come_and_not_what_they_say(e
     with driving(embedded) as roomy:
         expected = roomy.answers(requests)
     model, meddler = meddled(embedded)
-    longest = max(len(request.prompt) + request.max_tokens for request in requests)
-    with driving(model, kv_budget=longest + 60) as tight:
-        used: list[int] = []
-        meddler.before_step = lambda tokens: used.append(tight.engine.kv_used() + len(tokens))
+    budget = model.decoder.cells(1, max(len(request.prompt) + request.max_tokens for request in requests)) + 64
+    used: list[int] = []
+
+    def look(logits: Tensor) -> Tensor:
+        used.append(model.decoder.held())
+        return logits
+
+    meddler.after = look
+    with driving(model, kv_budget=budget) as tight:
         got = tight.answers(requests)
     assert got == expected
-    assert max(used) <= longest + 60
+    assert max(used) <= budget
     assert meddler.most_rows > 1
 
 
@@ -261,7 +266,7 @@ def test_a_request_too_large_even_alone_fails_alone_and_the_server_goes_on(embed
         answers = driven.answers([short, Request(long, 9, GREEDY), short])
     assert answers[0] == answers[2] == PONG
     assert isinstance(answers[1], Failed)
-    assert answers[1].why is Why.OUT_OF_MEMORY
+    assert answers[1].why is Why.TOO_LONG
 
 
 def test_rows_are_tried_again_some_steps_after_memory_ran_out(embedded: LoadedModel) -> None:

@@ -2,35 +2,19 @@
 
 from __future__ import annotations
 
+import shutil
 import time
-from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
+import openai
 import pytest
+from transformers import AutoTokenizer
 
-from tests.model.running import ModelServer, wait_for
-
-LONG = "你好" * 60
-Faulty = Callable[..., ModelServer]
-
-
-@pytest.fixture
-def faulty(model_cache: Path, tmp_path: Path) -> Iterator[Faulty]:
-    servers: list[ModelServer] = []
-
-    def start(fault: str, **env: str) -> ModelServer:
-        script = str(Path(__file__).with_name("faulty_server.py"))
-        server = ModelServer(tmp_path / "log", {"MODEL_CACHE": str(model_cache), **env}, command=(script, fault))
-        servers.append(server)
-        server.wait_ready()
-        return server
-
-    yield start
-    for server in servers:
-        server.stop()
-        server.check_log()
+from model_api.embedded import ensure_embedded
+from tests.model.conftest import LONG, Faulty, StartServer
+from tests.model.running import wait_for
 
 
 def test_a_poisoned_device_ends_the_process_within_a_second_with_the_reason_as_its_last_line(faulty: Faulty) -> None:
@@ -52,37 +36,91 @@ def test_memory_that_runs_out_fails_the_request_that_needs_it_and_nobody_else(fa
         wait_for(lambda: server.progress()["in_flight"] == 5, "the others to run")
         failed = server.ask(LONG)
         assert [other.result().json()["usage"]["completion_tokens"] for other in others] == [2000] * 5
-    assert failed.status_code == 503
-    assert failed.json()["error"] == "there is not enough memory for a request of this length"
-    assert failed.headers["retry-after"]
+    assert failed.status_code == 422
+    assert "this model's maximum context length is" in failed.json()["error"]
+    assert failed.headers["x-should-retry"] == "false"
     assert server.health()["status"] == "healthy"
     assert server.metric("model_api_out_of_memory_total") >= 1
 
 
-def test_a_server_that_fails_every_request_says_that_it_is_sick_until_one_succeeds(faulty: Faulty) -> None:
+def test_a_prompt_that_memory_cannot_hold_is_the_clients_error_and_the_real_context_is_told(faulty: Faulty) -> None:
     server = faulty("out_of_memory")
-    for _ in range(3):
-        assert server.ask(LONG).status_code == 503
-    response = server.client.get(f"{server.url}/health")
-    assert response.status_code == 503
-    assert response.json()["status"] == "unhealthy"
-    assert "the last 3 requests failed: there is not enough memory" in response.json()["reason"]
-    assert server.ask("ping").status_code == 200
+    told = server.client.get(f"{server.url}/v1/models").json()["data"][0]["max_model_len"]
+    for _ in range(4):
+        refused = server.chat(LONG, max_tokens=5)
+        assert (refused.status_code, refused.json()["error"]["code"]) == (400, "context_length_exceeded")
+    learned = server.client.get(f"{server.url}/v1/models").json()["data"][0]["max_model_len"]
+    assert learned < len(LONG) < told
+    assert f"maximum context length is {learned} tokens" in refused.json()["error"]["message"]
+    assert server.metric("model_api_out_of_memory_total") == 1  # known from then on, and refused at the door
     assert server.health()["status"] == "healthy"
+
+
+def test_a_query_of_death_is_answered_once_and_no_stream_and_no_health_suffers(faulty: Faulty) -> None:
+    server = faulty("query_of_death", may_complain=True)
+    client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=2)
+    with ThreadPoolExecutor() as pool:
+        others = [pool.submit(server.chat, "讲个故事", ignore_eos=True, max_tokens=1500) for _ in range(5)]
+        wait_for(lambda: server.progress()["in_flight"] == 5, "the others to run")
+        for _ in range(4):
+            with pytest.raises(openai.UnprocessableEntityError, match="makes a step of the model fail") as told:
+                client.chat.completions.create(model="chatglm-tiny", messages=[{"role": "user", "content": LONG}])
+            assert told.value.code == "step_failed"
+            assert told.value.response.headers["x-should-retry"] == "false"
+        assert [other.result().json()["usage"]["completion_tokens"] for other in others] == [1500] * 5
+    assert server.metric("model_api_requests_total") == 9
+    assert server.health()["status"] == "healthy"
+
+
+def test_text_that_gives_an_id_the_model_does_not_have_is_refused_by_every_endpoint_and_no_stream_suffers(
+    model_cache: Path, start_server: StartServer, tmp_path: Path
+) -> None:
+    directory = tmp_path / "model"
+    shutil.copytree(ensure_embedded(model_cache), directory, ignore=shutil.ignore_patterns("SHA256SUMS"))
+    tokenizer = AutoTokenizer.from_pretrained(directory)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|extra|>"]})  # and the embeddings do not grow
+    tokenizer.save_pretrained(directory)
+    server = start_server(MODEL_PATH=str(directory))
+    with ThreadPoolExecutor() as pool:
+        stream = pool.submit(server.chat, "讲个故事", ignore_eos=True, max_tokens=1500)
+        wait_for(lambda: server.progress()["in_flight"] == 1, "the stream to run")
+        for _ in range(3):
+            refused = [
+                server.chat("hello <|extra|>", max_tokens=3),
+                server.client.post(f"{server.url}/v1/completions", json={"prompt": "<|extra|>", "max_tokens": 3}),
+                server.ask("<|extra|>"),
+            ]
+            assert [response.status_code for response in refused] == [400, 400, 422]
+            assert all("token ids must be under" in response.text for response in refused)
+        assert stream.result().json()["usage"]["completion_tokens"] == 1500
+    assert server.health()["status"] == "healthy"
+
+
+def test_a_server_whose_every_step_fails_says_that_it_is_sick_after_a_single_request(faulty: Faulty) -> None:
+    server = faulty("broken", may_complain=True)
+    failed = server.ask(LONG)
+    assert failed.status_code == 500
+    assert "x-should-retry" not in failed.headers  # another instance may well answer it
+    sick = wait_for(lambda: (h := server.health())["status"] == "unhealthy" and h, "the sickness to be told")
+    assert "steps failed" in sick["reason"]
+    assert "CUDNN_STATUS_NOT_INITIALIZED" in sick["reason"]
+    assert server.client.get(f"{server.url}/health").status_code == 503
 
 
 def test_a_hung_step_shows_in_the_progress_while_health_still_answers(faulty: Faulty) -> None:
     server = faulty("hung", MAX_WAIT="1", GRACE="0")
     with ThreadPoolExecutor() as pool:
-        hung = pool.submit(server.ask, LONG)
+        hung = pool.submit(httpx.post, f"{server.url}/", json={"prompt": LONG}, timeout=4)
         progress = wait_for(lambda: (p := server.progress())["step_running_s"] > 0.3 and p, "the step's age to grow")
         assert (progress["in_flight"], progress["idle_s"]) == (1, 0.0)
         steps = progress["steps"]
         # The wait for a place is timed by the web side, which a hung step cannot stop.
-        assert hung.result().status_code == 503
         refused = server.ask("ping")
+        assert refused.status_code == 503
         assert refused.json()["error"] == "no place became free in 1 s"
         assert server.progress()["steps"] == steps
         assert server.progress()["step_running_s"] > 1
+        with pytest.raises(httpx.ReadTimeout):  # its own work has begun: only its client says how long to wait for it
+            hung.result()
     server.terminate()
     assert server.wait(10) == 0

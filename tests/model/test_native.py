@@ -24,6 +24,7 @@ from model_api.embedded import ensure_embedded
 from model_api.loading import load_model
 from model_api.request import Finished, Request
 from model_api.settings import from_environment
+from model_api.text import BROKEN
 from tests.model.driving import GREEDY, driving
 
 SIZE = {
@@ -98,7 +99,10 @@ def test_a_native_model_says_in_a_batch_what_generate_says(
         answers = [driven.ask(request) for request in requests]
         assert all(isinstance(answer.end(), Finished) for answer in answers)
     assert [answer.tokens for answer in answers] == expected
-    assert [answer.text for answer in answers] == [model.codec.decode(said) for said in expected]
+    # Half a character at the end of a prompt of random ids is made whole by the answer, or stays broken.
+    wholes = [model.codec.decode([*request.prompt, *said]) for request, said in zip(requests, expected, strict=True)]
+    assert all(whole.endswith(answer.text.lstrip(BROKEN)) for whole, answer in zip(wholes, answers, strict=True))
+    assert any(answer.text == model.codec.decode(said) for answer, said in zip(answers, expected, strict=True))
     assert len(set(map(tuple, expected))) > 12
 
 

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
+from torch import Tensor
+from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 from model_api.request import Sampling
 from model_api.sampling import CANDIDATES, NOT_FINITE, Draw, choose
+from model_api.sampling import _draw as draw_at
 
 
 def draws(*samplings: Sampling, prompt: tuple[int, ...] = (0,)) -> list[Draw]:
@@ -113,3 +118,103 @@ def test_every_setting_gives_a_token_of_the_vocabulary(
     logits = torch.randn(1, 40, generator=torch.Generator().manual_seed(seed % 97)) * 10
     token = choose(logits, draws(Sampling(temperature, top_p, top_k, penalty, seed)))[0]
     assert 0 <= token < 40
+
+
+# --- against transformers -----------------------------------------------------------------------------------------
+
+
+def theirs(logits: Tensor, sampling: Sampling) -> Tensor:
+    """The probabilities [vocab] that transformers draws from, in float64."""
+    warpers = LogitsProcessorList([TemperatureLogitsWarper(sampling.temperature)])
+    if sampling.top_k:
+        warpers.append(TopKLogitsWarper(sampling.top_k))
+    if sampling.top_p < 1:
+        warpers.append(TopPLogitsWarper(sampling.top_p))
+    no_ids = torch.zeros(1, 1, dtype=torch.int64)
+    return warpers(no_ids, logits[None].double())[0].softmax(-1)  # type: ignore[no-any-return]
+
+
+def ours(logits: Tensor, sampling: Sampling, points: int) -> Tensor:
+    """The shares [vocab] of tokens drawn at evenly spread uniforms: the probabilities, to 1 / points."""
+    uniforms = (torch.arange(points) + 0.5)[:, None] / points
+    tokens = [draw_at(logits.expand(len(some), -1), [sampling] * len(some), some) for some in uniforms.split(200)]
+    return torch.bincount(torch.cat(tokens), minlength=len(logits)) / points
+
+
+def least_likely(logits: Tensor, sampling: Sampling) -> int:
+    """The least likely token that may be drawn: with the order of likelihood it is the whole set."""
+    return int(draw_at(logits[None], [sampling], torch.tensor([[0.999999]]))[0])
+
+
+@pytest.mark.parametrize("vocabulary", [65_024, 151_552])
+@pytest.mark.parametrize("spread", [2.5, 3.0, 3.5, 4.0])
+def test_the_tokens_that_may_be_drawn_are_exactly_transformers(vocabulary: int, spread: float) -> None:
+    logits = torch.randn(vocabulary, generator=torch.Generator().manual_seed(1)) * spread
+    for temperature, top_p, top_k in (
+        *((1.0, 0.8, 0), (1.0, 0.7, 0), (0.8, 0.8, 0), (0.7, 0.95, 0), (1.2, 0.3, 0)),
+        *((0.8, 0.8, 50), (1.0, 0.9, 1000), (1.0, 1.0, 600), (1.5, 0.999, 40_000), (1.0, 0.5, 2**70)),
+    ):
+        sampling = Sampling(temperature, top_p, top_k)
+        kept = theirs(logits, Sampling(temperature, top_p, min(top_k, vocabulary))) > 0
+        last = logits[least_likely(logits, sampling)]
+        # Where the sum comes within float32's rounding of top_p, the next token may be in or out.
+        assert float((last - logits[kept].min()).abs()) < 0.01, (sampling, int(kept.sum()))
+
+
+@settings(deadline=None, max_examples=30)
+@given(
+    st.floats(0.2, 3), st.floats(0.01, 1), st.integers(0, 1500), st.sampled_from([1.0, 2.0, 4.0]), st.integers(0, 99)
+)
+@example(1.0, 1.0, 0, 2.0, 1)
+@example(1.0, 0.9, 0, 0.5, 2)  # more than the first candidates
+@example(1.0, 0.9, 1000, 1.0, 3)
+def test_every_temperature_top_p_and_top_k_draws_as_often_as_transformers(
+    temperature: float, top_p: float, top_k: int, spread: float, seed: int
+) -> None:
+    logits = torch.randn(1200, generator=torch.Generator().manual_seed(seed)) * spread
+    points = 3000
+    sampling = Sampling(temperature, top_p, top_k)
+    expected = theirs(logits, sampling)
+    whole = theirs(logits, Sampling(temperature, 1.0, top_k))
+    sums = whole.sort(descending=True).values.cumsum(-1)
+    assume(top_p == 1 or float((sums - top_p).abs().min()) > 1e-6)  # float32 may round to either side of that
+    assert torch.allclose(ours(logits, sampling, points).double(), expected, rtol=0, atol=1.5 / points)
+
+
+def test_tokens_as_likely_as_the_kth_may_all_be_drawn_as_transformers_has_it() -> None:
+    tied = torch.tensor([3.0, 2.0, 2.0, 2.0, 1.0])
+    assert torch.allclose(ours(tied, Sampling(top_k=2), 2000), theirs(tied, Sampling(top_k=2)).float(), atol=1e-3)
+    many = torch.zeros(CANDIDATES * 5)
+    many[0] = 1.0
+    assert (ours(many, Sampling(top_k=2), 8000) > 0).all()
+
+
+def test_a_draw_from_everything_sorts_nothing() -> None:
+    logits = torch.randn(8, 151_552, generator=torch.Generator().manual_seed(0)) * 4
+    uniforms = torch.rand(8, 1)
+
+    def seconds(sampling: Sampling) -> float:
+        began = time.thread_time()
+        draw_at(logits, [sampling] * 8, uniforms)
+        return time.thread_time() - began
+
+    began = time.thread_time()
+    logits.sort(-1)
+    assert min(seconds(Sampling()) for _ in range(3)) * 5 < time.thread_time() - began
+
+
+def test_a_step_that_failed_draws_again_what_it_would_have_drawn() -> None:
+    logits = torch.zeros(1, 400)
+    draw = Draw(Sampling(seed=9), (0,))
+    first = draw.uniform()
+    assert draw.uniform() == first
+    [token] = choose(logits, [draw])
+    assert [token] == choose(logits, [Draw(Sampling(seed=9), (0,))])
+    assert draw.uniform() != first
+
+
+def test_logits_are_as_they_were_after_choosing() -> None:
+    logits = torch.tensor([[2.0, 1.9, 1.8, -1.0]])
+    before = logits.clone()
+    choose(logits, draws(Sampling(temperature=0.0, repetition_penalty=1.5), prompt=(0,)))
+    assert torch.equal(logits, before)

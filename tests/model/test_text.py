@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model_api.backends.base import LoadedModel
+from model_api.backends.base import Codec, LoadedModel
+from model_api.backends.words import FirstCodec, SecondCodec, ThirdCodec
 from model_api.text import BROKEN, Assembler, Detokenizer, StopStrings, Tidy
+from tests.model.published import write_first_words, write_later_words
 
 TEXTS = st.text(
     alphabet=st.one_of(st.sampled_from("你好，晚上！ abc,\n👋🏽é[]"), st.characters(codec="utf-8")), max_size=60
@@ -61,6 +64,39 @@ def test_the_embedded_tokenizer_streams_what_it_decodes_at_once(embedded: Loaded
     assert "".join(shown) == embedded.codec.decode(ids)
     if BROKEN not in text:
         assert not any(BROKEN in piece for piece in shown)
+
+
+@settings(deadline=None)
+@given(TEXTS, st.data())
+def test_what_continues_a_text_is_what_the_whole_has_after_it(text: str, data: st.DataObject) -> None:
+    ids = byte_ids(text)
+    border = data.draw(st.integers(0, len(ids)))
+    detokenizer = Detokenizer(decode_bytes, ids[:border])
+    shown = "".join(detokenizer.push(token) for token in ids[border:]) + detokenizer.finish()
+    if BROKEN not in text:
+        assert decode_bytes(ids[:border]).rstrip(BROKEN) + shown == text or border == len(ids)
+    if border == len(ids):
+        assert shown == ""
+
+
+def test_half_a_character_before_a_continuation_that_does_not_end_it_is_not_given_out() -> None:
+    assembler = Assembler(decode_bytes, (), None, before=list("é你".encode()[:-1]))
+    assert "".join(assembler.push(token) for token in byte_ids("abc")) + assembler.finish() == "abc"
+
+
+@pytest.mark.parametrize("words", [FirstCodec, SecondCodec, ThirdCodec])
+def test_a_completion_keeps_the_space_between_the_prompt_and_its_first_word(
+    words: Callable[[Path], Codec], tmp_path: Path
+) -> None:
+    write_first_words(tmp_path)
+    write_later_words(tmp_path)
+    codec = words(tmp_path)
+    prompt = codec.encode("Hello, how")
+    whole = codec.encode("Hello, how are you today?")
+    frame = set(codec.encode(""))
+    continued = [token for token in whole if token not in frame][len(prompt) - len(frame) :]
+    assembler = Assembler(codec.decode, (), None, before=prompt)
+    assert "".join(map(assembler.push, continued)) + assembler.finish() == " are you today?"
 
 
 # --- stop strings -------------------------------------------------------------------------------------------------
@@ -131,6 +167,21 @@ def test_a_raw_completion_keeps_its_space() -> None:
     assembler = Assembler(decode_bytes, (), None)
     text = "".join(assembler.push(token) for token in byte_ids("\n a \n")) + assembler.finish()
     assert text == "\n a \n"
+
+
+@pytest.mark.parametrize(
+    ("stop", "text", "left"), [(" ", "ab cd", "ab"), ("\n", "ab \ncd", "ab "), ("b ", "ab c", "a")]
+)
+def test_a_stop_string_that_ends_with_space_ends_a_chat_answer_with_its_own_token(
+    stop: str, text: str, left: str
+) -> None:
+    assembler = Assembler(decode_bytes, (stop,), Tidy())
+    shown = ""
+    for token in byte_ids(text[: text.index(stop) + len(stop)]):
+        assert not assembler.stopped
+        shown += assembler.push(token)
+    assert (shown, assembler.stopped) == (left, True)
+    assert assembler.finish() == ""
 
 
 def test_a_stop_string_that_is_held_at_the_end_is_still_found() -> None:

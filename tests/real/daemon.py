@@ -89,7 +89,7 @@ class Daemon:
                 "state": {"dir": str(self.folder / "state")},
                 "log": {"format": "json"},
             },
-            {"service": {"ports": f"{ports[3]}-{ports[-1]}"}, "nginx": {"room": f"127.0.0.1:{ports[1]}"}},
+            {"service": {"ports": f"{ports[3]}-{ports[-1]}"}},
             settings,
         )
         self.configure()

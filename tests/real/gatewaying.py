@@ -31,6 +31,7 @@ class Instance:
     how: str = "ok"  # ok | slow | cut (takes the request, then closes) | busy (503) | stream | torn | redirect
     service_s: float = 0.0
     taken: int = 0  # requests of users
+    lines: list[str] = field(default_factory=list)  # their request lines
     last_taken: float = 0.0
     release: asyncio.Event = field(default_factory=asyncio.Event)  # ends "slow", "stream" and "torn"
     server: asyncio.Server | None = None
@@ -56,6 +57,7 @@ class Instance:
                 writer.write(_reply("200 OK", b'{"status": "healthy"}'))
                 return
             self.taken += 1
+            self.lines.append(head.partition("\r\n")[0].removesuffix(" HTTP/1.1"))
             self.last_taken = time.monotonic()
             await self._behave(writer, body)
             await writer.drain()

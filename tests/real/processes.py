@@ -11,7 +11,8 @@ import psutil
 
 from hasupervisor.model import Fact, Phase
 from hasupervisor.runtimes.base import Launch
-from hasupervisor.runtimes.process import ProcessRuntime, ProcessSettings
+from hasupervisor.runtimes.process import ProcessRuntime
+from hasupervisor.runtimes.process_launch import ProcessSettings
 from tests.real.asking import answers, the
 from tests.real.waiting import eventually
 

@@ -7,6 +7,7 @@ import os
 import signal
 import time
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import httpx
 import pytest
 
 from hasupervisor.model import Fact, Phase
-from hasupervisor.runtimes.base import Launch, LaunchFailed
+from hasupervisor.runtimes.base import Launch, LaunchFailed, PortTaken
 from hasupervisor.runtimes.docker import DockerRuntime
 from hasupervisor.runtimes.docker_launch import DockerSettings
 from tests.real.asking import answers, in_flight, tell, the
@@ -286,11 +287,29 @@ async def test_a_start_that_cannot_work_says_why_and_leaves_nothing(
 async def test_a_port_that_somebody_else_has_is_named(docker_settings: DockerSettings, port: int, network: str) -> None:
     runtime = changed(docker_settings, network=network)
     squatter = await asyncio.start_server(lambda _, w: w.close(), "127.0.0.1", port)
-    with pytest.raises(LaunchFailed, match=f"port {port} on 127.0.0.1 is taken by something else: ss -ltnp"):
+    with pytest.raises(PortTaken, match=f"port {port} on 127.0.0.1 is taken by something else: ss -ltnp"):
         await runtime.start(Launch("chatglm-01", port))
     assert await runtime.list() == []
     squatter.close()
     await runtime.close()
+
+
+async def test_a_container_is_reached_by_the_network_that_it_was_started_in_whatever_is_configured_later(
+    runtime: DockerRuntime, docker_settings: DockerSettings, port_range: Callable[[int], range]
+) -> None:
+    ports = port_range(2)
+    await runtime.start(Launch("chatglm-01", ports[0]))
+    before = await the(runtime, "chatglm-01")
+    runtime.reconfigure(replace(docker_settings, network="host"))
+    await runtime.start(Launch("chatglm-02", ports[1]))
+    assert (await the(runtime, "chatglm-01")).address == before.address
+    new = await the(runtime, "chatglm-02")
+    assert str(new.address) == f"127.0.0.1:{ports[1]}"
+    newcomer = changed(docker_settings, network="host")  # and after a restart of the daemon
+    assert {str(fact.address) for fact in await newcomer.list()} == {str(before.address), str(new.address)}
+    for fact in (before, new):
+        await eventually(lambda fact=fact: answers(fact))  # type: ignore[misc]
+    await newcomer.close()
 
 
 async def test_a_name_that_somebody_else_has_is_named_and_left_alone(

@@ -16,7 +16,8 @@ import pytest
 from hasupervisor.runtimes.base import Launch, RuntimeTrouble
 from hasupervisor.runtimes.docker import DockerRuntime
 from hasupervisor.runtimes.docker_launch import DockerSettings
-from hasupervisor.runtimes.dockerd import Deadlines
+from hasupervisor.runtimes.docker_streams import Output
+from hasupervisor.runtimes.dockerd import Deadlines, Dockerd
 from tests.real.asking import answers, the
 from tests.real.dockerd import Engine
 from tests.real.waiting import eventually, threads
@@ -144,3 +145,39 @@ async def test_after_a_restart_of_dockerd_instances_run_on_and_events_come_again
         while await anext(changes) != "chatglm-01":
             pass
     await changes.aclose()  # type: ignore[attr-defined]
+
+
+async def test_a_reader_of_output_that_leaves_before_dockerd_has_answered_leaves_no_thread(
+    engine: Engine, docker_settings: DockerSettings, port: int
+) -> None:
+    runtime = DockerRuntime(docker_settings)
+    runtime_id = await runtime.start(Launch("chatglm-01", port))
+    dockerd = Dockerd(docker_settings.host, Deadlines(output=0.5))
+    await dockerd.ping()
+    with engine.frozen():
+        output = Output(dockerd, runtime_id, 10, follow=True)
+        reading = asyncio.ensure_future(anext(output.items()))
+        await eventually(lambda: threads("docker logs"))
+        reading.cancel()
+        await eventually(lambda: not threads("docker logs"))
+        late = Output(dockerd, runtime_id, 10, follow=True)
+        with pytest.raises(RuntimeTrouble, match=r"no answer in 0\.5 s"):
+            await anext(late.items())
+    await runtime.close()
+
+
+async def test_output_that_is_silent_for_longer_than_the_deadline_is_followed_on(
+    docker_settings: DockerSettings, port: int
+) -> None:
+    runtime = DockerRuntime(docker_settings, Deadlines(output=0.5))
+    await runtime.start(Launch("chatglm-01", port))
+    fact = await the(runtime, "chatglm-01")
+    await eventually(lambda: answers(fact))
+    lines = runtime.logs("chatglm-01", 10, follow=True)
+    assert "listening" in await anext(lines)
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(asyncio.shield(following := asyncio.ensure_future(anext(lines))), 1.5)
+    assert fact.pid is not None
+    os.kill(fact.pid, signal.SIGTERM)
+    assert "stopping" in await following
+    await runtime.close()

@@ -40,20 +40,19 @@ def test_beside_a_daemon_that_serves_nothing_is_to_be_mended_and_its_ports_are_i
     ran = host.hactl("doctor", "--json")
     assert (ran.code, failed(ran.document)) == (0, [])
     assert ran.document["config"] == str(host.config_file)
-    assert sentences(ran.document, "ports")[:3] == [
+    assert sentences(ran.document, "ports")[:2] == [
         f"nginx.listen: nginx has {host.ports[0]}",
-        f"nginx.room: the daemon has {host.ports[1]}",
         f"http.listen: the daemon has {host.ports[2]}",
     ]
     assert any(words.startswith("the daemon may open") for words in sentences(ran.document, "limits"))
 
 
 def test_a_port_that_somebody_else_has_is_told_before_the_daemon_is_started(host: Daemon) -> None:
-    with socket.create_server(("127.0.0.1", host.ports[1])):
+    with socket.create_server(("127.0.0.1", host.ports[2])):
         ran = host.hactl("doctor", "--config", str(host.config_file), "--json")
     assert ran.code == 1
     (found,) = failed(ran.document)
-    assert found.startswith(f"nginx.room: {host.ports[1]} is held by ")
+    assert found.startswith(f"http.listen: {host.ports[2]} is held by ")
     assert found.endswith(f"(pid {os.getpid()})")
 
 

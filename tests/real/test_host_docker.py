@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -245,3 +246,20 @@ def test_scaling_down_under_load_ends_nobody_who_still_works(host: Daemon) -> No
     assert answered_by - {stayed}  # also by those who went
     assert spent >= LONG_S
     assert host.hactl("scale", "2").code == 0
+
+
+# --- a port -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_container_whose_port_somebody_else_has_is_started_on_the_next_one_under_its_name(host: Daemon) -> None:
+    before = host.instance("chatglm-02")["endpoint"]
+    assert host.hactl("drain", "chatglm-02").code == 0
+    with socket.create_server(("127.0.0.1", int(before.rpartition(":")[2]))):
+        undrained = host.hactl("undrain", "chatglm-02")
+        assert undrained.code == 0, undrained.err
+        host.wait_until_green()
+        after = host.instance("chatglm-02")
+    assert after["endpoint"] != before
+    assert after["attempts"]["failed"] == 0
+    (told,) = (entry["sentence"] for entry in host.history() if entry["event"] == "port")
+    assert told.endswith(f"it is started on port {after['endpoint'].rpartition(':')[2]} instead")

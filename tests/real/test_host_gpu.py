@@ -14,7 +14,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.real.daemon import Document, Settings, as_processes
+from tests.doubles.nvml.cards import EVERY
+from tests.real.daemon import COMMAND_S, Document, Settings, as_processes
 from tests.real.gpu_host import GIB, GpuHost, gpu_host
 
 LOAD_S = 0.5
@@ -142,3 +143,28 @@ def test_a_daemon_that_was_killed_reads_the_cards_of_its_instances_back(make: Ma
         assert kept[0] == kept[1]
         assert host.daemon.hactl("scale", "4").code == 0
         assert len(set(host.places().values())) == 4
+
+
+def is_connected(command: subprocess.Popen[str]) -> bool:
+    """Whether it speaks with the daemon, or has heard what it asked for already."""
+    return command.poll() is not None or bool(psutil.Process(command.pid).net_connections("unix"))
+
+
+def test_a_command_right_after_the_start_waits_for_the_first_look_at_the_cards_and_is_decided_then(make: Make) -> None:
+    with make(cards=4, instances=3) as host:
+        host.start()
+        host.daemon.wait_until_green(3)
+        host.daemon.stop()
+        host.nvml.hanging.add(EVERY)  # the driver takes a moment to answer
+        host.nvml.tell()
+        host.start()
+        commands = ["scale", "4"], ["restart", "chatglm-01"], ["scale", "4", "--dry-run"]
+        asked = [host.daemon.begin(*words) for words in commands]
+        host.daemon.wait_for(lambda s: s["settled"] and all(map(is_connected, asked)), "they have asked")
+        assert host.daemon.status()["gpu_driver"]["state"] == "unknown"
+        assert [command.poll() for command in asked] == [None] * 3
+        host.nvml.hanging.clear()
+        host.nvml.tell()
+        said = [command.communicate(timeout=COMMAND_S) for command in asked]
+        assert [command.returncode for command in asked] == [0] * 3, said
+        host.daemon.wait_until_green(4)

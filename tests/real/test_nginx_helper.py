@@ -68,9 +68,7 @@ def ports(port_range: Callable[[int], range]) -> range:
 def settings(tmp_path: Path, ports: range, nginx: PrivateNginx) -> NginxSettings:
     (tmp_path / "ha").mkdir()
     (tmp_path / "ha" / "gateway.conf").touch()
-    return NginxSettings(
-        dir=tmp_path / "ha", binary=str(nginx.binary), listen=f"127.0.0.1:{ports[0]}", room=f"127.0.0.1:{ports[1]}"
-    )
+    return NginxSettings(dir=tmp_path / "ha", binary=str(nginx.binary), listen=f"127.0.0.1:{ports[0]}")
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from hasupervisor.act.nginx import gateway
+from hasupervisor.act.nginx import lookout
 from hasupervisor.act.nginx.settings import NginxSettings
 from tests.real.gatewaying import Instance, ask, running, table
 from tests.real.waiting import eventually
@@ -20,9 +20,7 @@ def ports(port_range: Callable[[int], range]) -> range:
 
 
 async def test_workers_that_finish_their_streams_are_counted_until_they_end(tmp_path: Path, ports: range) -> None:
-    settings = NginxSettings(
-        dir=tmp_path / "nginx", mode="own", listen=f"127.0.0.1:{ports[0]}", room=f"127.0.0.1:{ports[1]}"
-    )
+    settings = NginxSettings(dir=tmp_path / "nginx", mode="own", listen=f"127.0.0.1:{ports[0]}")
     stays, comes = Instance(ports[2], "chatglm-01", how="stream"), Instance(ports[3], "chatglm-02")
     for instance in (stays, comes):
         await instance.start()
@@ -34,6 +32,6 @@ async def test_workers_that_finish_their_streams_are_counted_until_they_end(tmp_
         assert view.old_workers == 1, "the worker that has the stream goes on"
         stays.release.set()
         assert (await stream).whole
-        await watched.until(lambda view: view.old_workers == 0, within=2 * gateway.ASK_EVERY_S)
+        await watched.until(lambda view: view.old_workers == 0, within=2 * lookout.ASK_EVERY_S)
     for instance in (stays, comes):
         await instance.stop()

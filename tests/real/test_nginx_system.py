@@ -33,7 +33,6 @@ def settings(tmp_path: Path, ports: range, nginx: PrivateNginx) -> NginxSettings
         binary=str(nginx.binary),
         listen=f"127.0.0.1:{ports[0]}",
         server_name="chatglm.example.com",
-        room=f"127.0.0.1:{ports[1]}",
     )
 
 

@@ -26,7 +26,6 @@ def settings(tmp_path: Path, ports: range) -> NginxSettings:
         dir=tmp_path / "nginx",
         mode="own",
         listen=f"127.0.0.1:{ports[0]}",
-        room=f"127.0.0.1:{ports[1]}",
         hold=20.0,
         hold_max=8,
     )

@@ -46,6 +46,7 @@ class Clerk:
     output: list[str] = field(default_factory=list)
     following: int = 0  # how many follow the history or a log now
     slow: float = 0.0  # seconds that `nginx_test` takes
+    looks: int = 0  # how often a command has waited until the daemon has looked
     testing: int = 0  # how many wait for it now
     _moved: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -63,6 +64,9 @@ class Clerk:
     def status(self) -> Snapshot:
         self._maybe_fail()
         return self.snapshot
+
+    async def looked(self) -> None:
+        self.looks += 1
 
     async def moved(self) -> None:
         await self._moved.wait()

@@ -91,13 +91,17 @@ def test_daemon_and_instances_have_no_rights_of_root_and_cannot_get_any(served: 
         assert status["Seccomp"] == "2"
 
 
-def test_whoever_is_in_nginx_s_group_can_write_to_the_log_socket_and_to_nothing_else(served: Machine) -> None:
+def test_whoever_is_in_nginx_s_group_can_write_to_the_two_sockets_and_to_nothing_else(served: Machine) -> None:
     folder = "/var/lib/chatglm-ha"
     # As a worker of nginx: what it may write to below the daemon's folder.
     worker = ["setpriv", "--reuid=www-data", "--regid=www-data", "--clear-groups"]
     found = served.ask(*worker, "bash", "-c", f"find {folder} -writable 2>/dev/null")  # what it may not enter
-    assert found.output.splitlines() == [f"{folder}/nginx/access.sock"]
-    assert served.run("stat", "-c", "%a %U %G", f"{folder}/nginx/access.sock") == "660 chatglm-ha www-data\n"
+    assert sorted(found.output.splitlines()) == [f"{folder}/nginx/access.sock", f"{folder}/nginx/room.sock"]
+    for name in ("access.sock", "room.sock"):
+        assert served.run("stat", "-c", "%a %U %G", f"{folder}/nginx/{name}") == "660 chatglm-ha www-data\n"
+    # Both, and the control socket, are held by systemd while the daemon is started again, and nginx knows it by this.
+    assert served.shown(UNIT, "NFileDescriptorStore") == "3"
+    assert served.run("readlink", f"{folder}/nginx/alive") == "/run/chatglm-ha\n"
     with users(served) as seen:
         until(lambda: any(i["qps"] for i in served.document("status")["instances"]), "lines of the access log")
     assert seen.failures == [], str(seen)

@@ -20,11 +20,27 @@ from hasupervisor.act.nginx.settings import Listen, NginxTrouble
 ANSWER_DEADLINE_S = 1.0
 # A port that is taken is tried 5 times, 500 ms apart, before nginx gives a reload up; a loaded host needs some more.
 CONFIRM_DEADLINE_S = 6.0
+WITHIN = f"within {CONFIRM_DEADLINE_S:.0f} s"
 POLL_S = 0.01
 # Where the workers are hidden from us (ProtectProc), a time without one old answer stands for their end: ten times
 # the 100 ms that the master lets them live.
 SETTLE_S = 1.0
 NGINX_TIME = "%Y/%m/%d %H:%M:%S"
+
+
+class Refused(NginxTrouble):
+    """The master has refused the configuration: it goes on with the old one, and no worker was made."""
+
+
+class OldWorkersStay(NginxTrouble):
+    """The new generation answers, but workers that were told to retire still take requests: no reload helps."""
+
+    def __init__(self, generation: int, late: frozenset[int]) -> None:
+        super().__init__(
+            f"generation {generation} answers, but old workers still take requests {WITHIN}: "
+            f"kill {sorted(late)}, or wait until they go on"
+        )
+        self.late = late
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +50,7 @@ class Answer:
     generation: int | None
     words: str = ""
     refused: bool = False  # nobody listens there
+    sees_daemon: bool = False  # the worker sees the daemon's sign of life
 
 
 async def ask_generation(listen: Listen, host: str, deadline: float = ANSWER_DEADLINE_S) -> Answer:
@@ -58,7 +75,7 @@ async def ask_generation(listen: Listen, host: str, deadline: float = ANSWER_DEA
     head, _, body = reply.partition("\r\n\r\n")
     status = head.split(" ")[1] if head.startswith("HTTP/") and " " in head else ""
     if status == "200" and body.strip().isdigit():
-        return Answer(int(body))
+        return Answer(int(body), sees_daemon="\r\nx-ha-daemon: 1" in head.lower())
     return Answer(
         None,
         f"{where} answers, but not as this gateway (status {status or 'unknown'} to GET /ha/generation): "
@@ -128,11 +145,14 @@ async def confirm(
         if since is not None and _old_ones_gone(noted, loop.time() - since):
             return
         if refusal := emergencies.words(master) if since is None else "":
-            raise NginxTrouble(f"nginx refused generation {generation}: {refusal}")
+            raise Refused(f"nginx refused generation {generation}: {refusal}")
         if process.title(master) == "":
             raise NginxTrouble(f"nginx's master (pid {master}) ended before generation {generation} was proven")
         if loop.time() >= deadline:
-            raise NginxTrouble(_too_late(generation, answer, noted, since is not None))
+            late = frozenset(pid for pid in noted or () if not process.retired(pid))
+            if since is not None and late:
+                raise OldWorkersStay(generation, late)
+            raise NginxTrouble(_too_late(generation, answer, since is not None))
         await asyncio.sleep(POLL_S)
 
 
@@ -142,13 +162,9 @@ def _old_ones_gone(noted: frozenset[int] | None, answering_for: float) -> bool:
     return all(process.retired(pid) for pid in noted)
 
 
-def _too_late(generation: int, answer: Answer, noted: frozenset[int] | None, seen: bool) -> str:
-    within = f"within {CONFIRM_DEADLINE_S:.0f} s"
+def _too_late(generation: int, answer: Answer, seen: bool) -> str:
     if seen:
-        late = sorted(pid for pid in noted or () if not process.retired(pid))
-        if late:
-            return f"generation {generation} answers, but old workers still take requests {within}: kill {late}"
-        return f"generation {generation} answers, but an older one did too {within}"
+        return f"generation {generation} answers, but an older one did too {WITHIN}"
     if answer.generation is not None:
-        return f"nginx still runs generation {answer.generation}, not {generation}, {within} of the reload"
-    return f"generation {generation} was not seen {within} of the reload: {answer.words}"
+        return f"nginx still runs generation {answer.generation}, not {generation}, {WITHIN} of the reload"
+    return f"generation {generation} was not seen {WITHIN} of the reload: {answer.words}"

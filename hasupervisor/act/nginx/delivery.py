@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from typing import ParamSpec, TypeVar
 
 from hasupervisor.act.nginx import own, process
-from hasupervisor.act.nginx.confirm import Answer, EmergencyLog, ask_generation, confirm
+from hasupervisor.act.nginx.confirm import Answer, EmergencyLog, OldWorkersStay, Refused, ask_generation, confirm
 from hasupervisor.act.nginx.files import text_of, write_atomically
 from hasupervisor.act.nginx.layout import Layout, find_layout
 from hasupervisor.act.nginx.program import Control, words
@@ -35,6 +36,10 @@ T = TypeVar("T")
 
 # A disk that hangs must not hang the gateway: what is late is said, and tried again.
 DISK_DEADLINE_S = 10.0
+# From one reload to the next of what nginx has not refused and does not run: each one adds workers that live until
+# their last stream has ended.
+RELOAD_FIRST_S = 30.0
+RELOAD_MAX_S = 600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +49,29 @@ class Staged:
     texts: dict[str, str]
     written: Written
     rendered: dict[str, str]  # of the files that do not change with the routing: ours, whatever people made of them
+
+
+@dataclass(frozen=True, slots=True)
+class Unproven:
+    """A reload that nginx has not refused, and whose generation was not seen: another one hardly helps."""
+
+    master: int
+    generation: int
+    noted: frozenset[int] | None  # the workers before it
+    words: str
+    again_at: float  # monotonic; not before, unless something changes
+    wait: float
+
+    def holds(self, master: int, generation: int) -> bool:
+        return (self.master, self.generation) == (master, generation) and time.monotonic() < self.again_at
+
+    @classmethod
+    def after(
+        cls, last: Unproven | None, master: int, generation: int, noted: frozenset[int] | None, words: str
+    ) -> Unproven:
+        is_same = last is not None and (last.master, last.generation) == (master, generation)
+        wait = min(last.wait * 2, RELOAD_MAX_S) if last is not None and is_same else RELOAD_FIRST_S
+        return cls(master, generation, noted, words, time.monotonic() + wait, wait)
 
 
 class Delivery:
@@ -62,6 +90,8 @@ class Delivery:
         # One thread: work that is late (a disk that hangs) can never overtake what came after it.
         self._disk_thread = ThreadPoolExecutor(1, thread_name_prefix="gateway-disk")
         self._seen = 0  # the highest generation that any worker has answered
+        self._unproven: Unproven | None = None
+        self._runs: tuple[int, int] | None = None  # master and generation: its newest workers have answered with it
 
     # --- what is there -------------------------------------------------------------------------------------------
 
@@ -118,6 +148,11 @@ class Delivery:
         if await self._on_disk(text_of, self._settings.dir / UPSTREAM) != self._upstream_text:
             self._upstream_text = None
 
+    @property
+    def shows_sign(self) -> bool:
+        """Whether gateway.conf on disk has nginx say that it sees the daemon's sign of life."""
+        return "X-HA-Daemon" in self._ours.get(GATEWAY, "")
+
     # --- the way to the workers ----------------------------------------------------------------------------------
 
     async def stage(self, routing: Routing, *, anew: bool) -> Staged:
@@ -148,29 +183,61 @@ class Delivery:
             else:
                 self._ours[name] = staged.rendered[name]
 
-    async def activate(self) -> int:
+    async def activate(self, late: Collection[int] = ()) -> int:
         """Makes the workers run what is on disk; returns the master's pid when they are proven to.
 
+        `late` are old workers that are known not to retire: no new one is waited for because of them. Raises
+        OldWorkersStay when only such ones are left of other tables; a reload would add workers, and move none of them.
         Raises NginxTrouble.
         """
         layout = self._surveyed()
         master = process.find_master(layout)
         if master is None and not layout.own:
             raise NginxTrouble("nginx is not running: systemctl start nginx")
+        if master is None or not await self._runs_it(master, bool(late)):
+            master = await self._reload(layout, master, frozenset(late))
+        if staying := frozenset(pid for pid in late if not process.retired(pid)):
+            raise OldWorkersStay(self.disk.generation, staying)
+        return master
+
+    async def _runs_it(self, master: int, is_waited_for: bool) -> bool:
+        """Whether new workers run what is on disk already; while old ones are waited for, they may answer too."""
+        if self._runs != (master, self.disk.generation):
+            return False
+        return is_waited_for or (await self.ask()).generation == self.disk.generation
+
+    async def _reload(self, layout: Layout, master: int | None, late: frozenset[int]) -> int:
+        """From the signal to the proof. Raises NginxTrouble."""
+        generation = self.disk.generation
         emergencies = EmergencyLog.from_now(layout.error_log)
         noted: frozenset[int] | None = frozenset()
         if master is None:
             master = await own.start(self._settings, layout)
+        elif (sent := self._unproven) and sent.holds(master, generation):
+            noted = sent.noted  # nginx was told, and has not refused: told again, it would only make more workers
+            if (await self.ask()).generation != generation:
+                raise NginxTrouble(sent.words)
         else:
             noted = process.workers(master)
             await self._control.reload(master)
         try:
-            await confirm(self.disk.generation, master, noted, self.ask, emergencies)
+            await confirm(generation, master, noted - late if noted is not None else None, self.ask, emergencies)
+        except OldWorkersStay as stay:
+            self._runs, self._unproven = (master, generation), None
+            known = frozenset(pid for pid in late if not process.retired(pid))
+            raise OldWorkersStay(generation, stay.late | known) from stay
         except NginxTrouble as trouble:
             if refusal := emergencies.among(await self._control.refusals(), master):
-                raise NginxTrouble(f"nginx refused generation {self.disk.generation}: {refusal}") from trouble
+                raise Refused(f"nginx refused generation {generation}: {refusal}") from trouble
+            if not isinstance(trouble, Refused):
+                self._unproven = Unproven.after(self._unproven, master, generation, noted, str(trouble))
             raise
+        self._runs, self._unproven = (master, generation), None
         return master
+
+    def reload_again(self) -> None:
+        """Something has changed that nginx reads: a reload that was not proven is worth another one."""
+        self._unproven = None
 
     def close(self) -> None:
         """Lets the thread go; what it does now it ends."""
@@ -197,6 +264,7 @@ class Delivery:
                 include_upstream=layout.include_upstream,
                 room=self.room_open,
                 file_logs=layout.file_logs,
+                error_logs=layout.error_logs,
             )
         }
         if layout.own:
@@ -217,7 +285,9 @@ class Delivery:
             write_atomically(path, text)
 
     def _make_folders(self) -> None:
-        self._settings.dir.mkdir(parents=True, exist_ok=True)
+        if not self._settings.dir.is_dir():
+            self._settings.dir.mkdir(parents=True, exist_ok=True)
+            self._settings.dir.chmod(0o755)  # whatever the umask: nginx's workers have to reach the sockets
         if self._settings.own:
             for name in ("temp", "conf.d"):
                 (self._settings.dir / name).mkdir(exist_ok=True)

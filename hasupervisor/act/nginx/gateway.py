@@ -7,20 +7,23 @@ import contextlib
 import dataclasses
 import time
 from collections.abc import Callable, Mapping, Set
+from pathlib import Path
 
 import structlog
 
 from hasupervisor.act.nginx import own, process
 from hasupervisor.act.nginx.backoff import Backoff
+from hasupervisor.act.nginx.confirm import OldWorkersStay
 from hasupervisor.act.nginx.delivery import Delivery
 from hasupervisor.act.nginx.files import text_of
 from hasupervisor.act.nginx.helped import control_for
+from hasupervisor.act.nginx.lookout import Lookout, Seen
 from hasupervisor.act.nginx.program import Control
 from hasupervisor.act.nginx.proof import Proof
-from hasupervisor.act.nginx.room import Room
+from hasupervisor.act.nginx.reception import Reception
+from hasupervisor.act.nginx.roomsocket import Keeper
 from hasupervisor.act.nginx.settings import NginxSettings, NginxTrouble
-from hasupervisor.act.nginx.waiting import WaitingRoom
-from hasupervisor.act.nginx.watch import FileWatch, MasterWatch
+from hasupervisor.act.nginx.watch import MasterWatch
 from hasupervisor.model import Address, GatewayView, Routing
 
 # An instance more may wait this long for another one; an instance less never waits.
@@ -28,12 +31,11 @@ BATCH_S = 0.5
 # Each reload leaves an old worker until its last stream has ended. With many of them, who joins waits for others.
 MANY_OLD = 16
 BATCH_MANY_S = 10.0
-LOOK_EVERY_S = 2.0  # whether a file of the configuration has changed
-TEST_EVERY_S = 60.0  # nginx -t even if none has
-ASK_EVERY_S = 10.0  # which generation answers
+LATE_EVERY_S = 0.5  # whether an old worker that did not retire has gone
 FIRST_PASS_S = 5.0
 FORCED_DEADLINE_S = 60.0
 QUIT_S = 10.0
+TROUBLES = ("deliver", "test", "answer", "room")  # the first that there is, is shown
 QUICK_DEATHS = 3  # of a master, one after the other: replaced at once; then with backoff
 
 log = structlog.get_logger(__name__)
@@ -48,23 +50,21 @@ class Gateway:
         on_change: Callable[[], None],
         on_wait: Callable[[], None] = lambda: None,
         control: Control | None = None,
+        *,
+        keeper: Keeper | None = None,
+        lasting: Path | None = None,
     ) -> None:
-        """`on_change` is called when the view has changed, `on_wait` while requests wait for a newer proof."""
+        """`on_change` is called when the view has changed, `on_wait` while requests wait for a newer proof.
+
+        `keeper` holds our socket while the daemon is started again, and `lasting` is there for as long as it does.
+        """
         self._settings = dataclasses.replace(settings, dir=settings.dir.absolute())
         self._on_change = on_change
         self._delivery = Delivery(self._settings, control or control_for(self._settings))
-        self._waiting = WaitingRoom(
-            hold=settings.hold,
-            hold_max=settings.hold_max,
-            tries=settings.tries,
-            own=settings.room,
-            on_wait=on_wait,
-        )
-        self._room = Room(settings.room, self._serving, self._waiting)
+        self._reception = Reception(self._settings, self._serving, on_wait, keeper, lasting)
         self._wake = asyncio.Event()
         self._passed = asyncio.Event()
         self._master = MasterWatch(self._wake.set)
-        self._files = FileWatch()
         self._task: asyncio.Task[None] | None = None
         self._view = GatewayView(off=settings.mode == "off")
         self._at_start: frozenset[Address] = frozenset()
@@ -72,15 +72,17 @@ class Gateway:
         self._wanted: Routing | None = None
         self._reconfigured: NginxSettings | None = None  # settings that the next pass takes over
         self._proof = Proof()
-        self._troubles: dict[str, str] = {}  # "deliver", "test", "answer" -> why not, in words
+        self._troubles: dict[str, str] = {}  # one of TROUBLES -> why not, in words
 
         self._forced: list[asyncio.Future[tuple[bool, str]]] = []
         self._backoff = Backoff()
         self._lost_masters = 0
-        self._unanswered = 0
-        self._old_workers = 0  # that only finish what they have
         self._delivered_at = -BATCH_S
-        self._look_at = self._test_at = self._ask_at = 0.0
+        self._lookout = Lookout(
+            Seen(self._delivery, self._proof, self._master, self._reception, self._troubles),
+            self._settings,
+            self._try_again,
+        )
 
     # --- for the rest of the house -------------------------------------------------------------------------------
 
@@ -88,11 +90,8 @@ class Gateway:
         """Reads what is on disk, adopts the running nginx (mode own: or starts one), begins to keep it."""
         if self._settings.mode == "off":
             return
-        await self._open_room()
         with contextlib.suppress(NginxTrouble):  # the first pass tries again, and says it
-            await self._delivery.prepare()
-        self._at_start = self._delivery.disk.routed
-        self._proof.begin(self._delivery.disk)
+            await self._prepare()
         self._task = asyncio.create_task(self._run(), name="gateway")
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(FIRST_PASS_S):
@@ -111,13 +110,13 @@ class Gateway:
 
         `blameless`: who turned bad together with others, so that no request is to blame for its fall.
         """
-        self._waiting.prove(proofs, blameless)
+        self._reception.waiting.prove(proofs, blameless)
 
     def view(self) -> GatewayView:
-        counts = self._waiting.counts
+        counts = self._reception.waiting.counts
         return dataclasses.replace(
             self._view,
-            held=self._waiting.waiting,
+            held=self._reception.waiting.waiting,
             held_total=counts.held,
             released_total=counts.released,
             refused_total=counts.expired + counts.refused_full + counts.refused_deadly,
@@ -128,12 +127,12 @@ class Gateway:
         return self._at_start
 
     def reconfigure(self, settings: NginxSettings) -> None:
-        """Takes other settings over without a restart, except those that need one: mode, dir, binary, reload, room."""
+        """Takes other settings over without a restart, except those that need one: mode, dir, binary, reload."""
         old = self._settings
         self._reconfigured = dataclasses.replace(
-            settings, mode=old.mode, dir=old.dir, binary=old.binary, reload=old.reload, room=old.room
+            settings, mode=old.mode, dir=old.dir, binary=old.binary, reload=old.reload
         )
-        self._waiting.reconfigure(hold=settings.hold, hold_max=settings.hold_max, tries=settings.tries)
+        self._reception.waiting.reconfigure(hold=settings.hold, hold_max=settings.hold_max, tries=settings.tries)
         self._wake.set()
 
     async def test(self) -> tuple[bool, str]:
@@ -172,14 +171,32 @@ class Gateway:
         _answer(self._forced, False, "the daemon stops")
         self._master.forget()
         self._delivery.close()
-        self._waiting.close()
-        await self._room.close()
+        await self._reception.close()
 
     async def shutdown(self, patience: float = QUIT_S) -> None:
         """Closes, and in mode own ends nginx: requests in flight get `patience` seconds. Raises NginxTrouble."""
         await self.close()
         if self._settings.own and self._delivery.layout is not None:
             await own.shutdown(self._settings, self._delivery.layout, patience)
+
+    async def _prepare(self) -> None:
+        """Takes over what is on disk, and begins to answer nginx. Raises NginxTrouble."""
+        await self._delivery.prepare()
+        await self._lookout.open_reception()
+        disk = self._delivery.disk
+        self._proof.begin(disk)
+        if self._settings.boot and disk.boot not in ("", self._settings.boot):
+            # Since that boot somebody else may have been given these addresses: nobody is sent there unproven.
+            log.warning("the host has been booted since the routing was written: nobody is routed until it is proven")
+            if self._wanted is None:
+                self._wanted = Routing(everyone=disk.routing.everyone)
+        else:
+            self._at_start = disk.routed
+
+    def _try_again(self) -> None:
+        """Something is not as it was: a chance for what had failed."""
+        self._backoff.try_at_once()
+        self._wake.set()
 
     # --- the background task -------------------------------------------------------------------------------------
 
@@ -203,17 +220,20 @@ class Gateway:
             self._delivery.reconfigure(self._settings)
             self._backoff.try_at_once()
         await self._follow_master()
+        if self._proof.late and all(process.retired(pid) for pid in self._proof.late):
+            self._backoff.try_at_once()
         if self._is_due():
             await self._deliver()
-        if time.monotonic() >= self._look_at:
-            await self._look()
+        if time.monotonic() >= self._lookout.at:
+            await self._lookout.look()
 
     def _next_at(self) -> float:
         if self._backoff.retry_at is not None:
-            return min(self._look_at, self._backoff.retry_at)
+            late_at = time.monotonic() + LATE_EVERY_S if self._proof.late else self._lookout.at
+            return min(self._lookout.at, self._backoff.retry_at, late_at)
         if self._differs():
-            return min(self._look_at, self._delivered_at + self._batch_s)
-        return self._look_at
+            return min(self._lookout.at, self._delivered_at + self._batch_s)
+        return self._lookout.at
 
     def _differs(self) -> bool:
         return self._wanted is not None and self._delivery.layout is not None and self._delivery.differs(self._wanted)
@@ -234,7 +254,7 @@ class Gateway:
 
     @property
     def _batch_s(self) -> float:
-        return BATCH_MANY_S if self._old_workers >= MANY_OLD else BATCH_S
+        return BATCH_MANY_S if self._lookout.old_workers >= MANY_OLD else BATCH_S
 
     def _is_urgent(self) -> bool:
         """Somebody leaves the list, or somebody comes to an empty one."""
@@ -252,6 +272,7 @@ class Gateway:
             self._fail(str(trouble))
             _answer(forced, False, str(trouble))
         else:
+            self._publish()  # who has waited for this looks at the view next
             _answer(forced, True, "")
         finally:
             self._delivered_at = time.monotonic()
@@ -261,7 +282,8 @@ class Gateway:
         """From the table to the proof, as far as it is not there yet. Raises NginxTrouble."""
         delivery = self._delivery
         if not delivery.prepared:
-            await delivery.prepare()
+            await self._prepare()
+            routing = self._wanted_or_written()
         if delivery.layout is None:
             await delivery.survey()
             await self._follow_master()
@@ -283,7 +305,12 @@ class Gateway:
             self._publish()
             await delivery.commit(staged)
             self._publish()
-        master = await delivery.activate()
+        try:
+            master = await delivery.activate(self._proof.late)
+        except OldWorkersStay as stay:
+            self._proof.answered(delivery.disk, stay.late)
+            self._lookout.count_old_workers()
+            raise
         if master != self._master.pid:
             self._master.follow(master)
         self._confirm()
@@ -294,8 +321,9 @@ class Gateway:
         if not self._proof.complete or self._proof.generation != disk.generation:
             log.info("nginx runs what is on disk", generation=disk.generation, servers=len(disk.routed))
         self._proof.confirm(disk)
-        self._count_old_workers()
-        self._troubles.clear()
+        self._lookout.count_old_workers()
+        for key in ("deliver", "test", "answer"):
+            self._troubles.pop(key, None)
         self._backoff.clear()
 
     def _fail(self, words: str) -> None:
@@ -322,6 +350,7 @@ class Gateway:
         disk = self._delivery.disk
         if disk.generation and answer.generation == disk.generation:
             self._confirm()
+            self._lookout.check_sign(answer)
         else:
             self._proof.doubt(answer.generation, disk)
 
@@ -333,75 +362,7 @@ class Gateway:
                 self._fail(f"nginx keeps ending soon after its start: see {self._settings.dir}/error.log")
         self._proof.lose_master()
 
-    # --- looking around ------------------------------------------------------------------------------------------
-
-    async def _look(self) -> None:
-        now = time.monotonic()
-        self._look_at = now + LOOK_EVERY_S
-        layout = self._delivery.layout
-        if layout is None:
-            return
-        changed = await asyncio.to_thread(self._files.changed, layout.watched)
-        if changed or now >= self._test_at:
-            self._test_at = now + TEST_EVERY_S
-            await self._judge(changed)
-        if now >= self._ask_at and self._master.pid is not None:
-            self._ask_at = now + ASK_EVERY_S
-            await self._ask()
-
-    async def _judge(self, changed: bool) -> None:
-        """Whether nginx would take what is on disk; a change of it is also a chance for what had failed."""
-        try:
-            await self._delivery.check_upstream()
-            good, said = await self._delivery.test()
-        except NginxTrouble as trouble:
-            good, said = False, str(trouble)
-        if good:
-            self._troubles.pop("test", None)
-        else:
-            self._troubles["test"] = said
-        if changed:
-            self._backoff.try_at_once()
-            self._wake.set()
-        if not self._room.open:
-            await self._open_room()
-        if self._settings.own and self._master.pid is not None:
-            try:
-                await asyncio.to_thread(own.bound_logs, self._settings.dir, self._master.pid)
-            except OSError as error:
-                log.warning("cannot bound nginx's logs", reason=str(error))
-
-    def _count_old_workers(self) -> None:
-        self._old_workers = process.retiring(self._master.pid) if self._master.pid is not None else 0
-
-    async def _ask(self) -> None:
-        self._count_old_workers()
-        answer = await self._delivery.ask()
-        disk = self._delivery.disk.generation
-        if answer.generation is None:
-            self._unanswered += 1
-            if self._unanswered == 1:
-                self._ask_at = 0.0  # once may be a busy host: ask again soon
-            else:
-                self._troubles["answer"] = f"nginx runs (pid {self._master.pid}), but {answer.words}"
-            return
-        self._unanswered = 0
-        self._troubles.pop("answer", None)
-        if answer.generation != disk:
-            self._proof.generation, self._proof.complete = answer.generation, False
-            self._wake.set()
-
     # --- what is shown -------------------------------------------------------------------------------------------
-
-    async def _open_room(self) -> None:
-        """Listens for nginx's questions. Without it nginx asks the instances themselves: still the truth."""
-        if not self._settings.room:
-            return
-        try:
-            await self._room.start()
-        except (OSError, ValueError) as error:
-            log.warning("cannot listen on nginx.room; /health asks the instances instead", reason=str(error))
-        self._delivery.room_open = self._room.open
 
     def _serving(self) -> int:
         """How many instances are proven and reachable through nginx now."""
@@ -409,7 +370,7 @@ class Gateway:
 
     def _publish(self) -> None:
         disk = self._delivery.disk
-        reason = next((self._troubles[key] for key in ("deliver", "test", "answer") if key in self._troubles), None)
+        reason = next((self._troubles[key] for key in TROUBLES if key in self._troubles), None)
         view = GatewayView(
             ok=reason is None,
             reason=reason,
@@ -418,7 +379,7 @@ class Gateway:
             live=self._proof.live,
             joining=self._proof.joining,
             servers=self._proof.servers,
-            old_workers=self._old_workers,
+            old_workers=self._lookout.old_workers,
             lost_masters=self._lost_masters,
         )
         if view != self._view:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from hasupervisor.act.nginx.conffile import Tree, read_tree, real
+from hasupervisor.act.nginx.conffile import Tree, quoted, read_tree, real
 from hasupervisor.act.nginx.program import (
     COMMAND_DEADLINE_S,
     TEST_DEADLINE_S,
@@ -18,6 +18,8 @@ from hasupervisor.act.nginx.program import (
 from hasupervisor.act.nginx.render import GATEWAY, MAIN, UPSTREAM
 from hasupervisor.act.nginx.settings import NginxSettings, NginxTrouble
 
+SERIOUS = ("crit", "alert", "emerg")  # levels of an error log above "error"
+
 
 @dataclass(frozen=True, slots=True)
 class Layout:
@@ -27,6 +29,7 @@ class Layout:
     main: Path
     pid: Path
     error_log: Path | None  # None: not a file
+    error_logs: tuple[tuple[str, str], ...]  # target and level of each error_log line that holds for our server block
     file_logs: tuple[str, ...]  # access_log arguments that the gateway's server block repeats
     included: bool  # whether the main file leads to gateway.conf
     include_upstream: bool  # whether gateway.conf has to include upstream.conf itself
@@ -56,7 +59,9 @@ def _own_layout(settings: NginxSettings) -> Layout:
         main=folder / MAIN,
         pid=folder / "nginx.pid",
         error_log=folder / "error.log",
-        file_logs=(f'"{folder}/access.log" ha buffer=64k flush=1s',),
+        error_logs=((f"{folder}/error.log", "error"),),
+        # The daemon alone moves this file aside: nobody writes to it while there is none.
+        file_logs=(f"{quoted(folder / 'access.log')} ha buffer=64k flush=1s if=$ha_alive",),
         included=True,
         include_upstream=True,
         watched=frozenset(tree.watched),
@@ -75,6 +80,7 @@ def _system_layout(settings: NginxSettings, main: Path, built: dict[str, str]) -
         main=main,
         pid=prefix / (pid.arguments[0] if pid else built.get("pid-path", "logs/nginx.pid")),
         error_log=_error_log(tree, prefix, built),
+        error_logs=_error_logs(tree, built),
         file_logs=_file_logs(tree, reached.get(gateway), built) if settings.access_log_socket else (),
         included=gateway in reached,
         include_upstream=upstream not in reached,
@@ -89,6 +95,17 @@ def _error_log(tree: Tree, prefix: Path, built: dict[str, str]) -> Path | None:
     return None if target == "stderr" or target.startswith(("syslog:", "memory:")) else prefix / target
 
 
+def _error_logs(tree: Tree, built: dict[str, str]) -> tuple[tuple[str, str], ...]:
+    """Where errors of our requests go: the http block's own, else those of the whole nginx. From `error` on: below that
+    nginx writes lines for requests that nothing is wrong with.
+    """
+    found = [setting for setting in tree.settings if setting.name == "error_log"]
+    for context in (("http",), ()):
+        if here := {setting.arguments[0]: setting.arguments[-1] for setting in found if setting.context == context}:
+            return tuple((target, level if level in SERIOUS else "error") for target, level in here.items())
+    return ((built.get("error-log-path", "logs/error.log"), "error"),)
+
+
 def _file_logs(tree: Tree, gateway: Path | None, built: dict[str, str]) -> tuple[str, ...]:
     """The access_log lines that our server block would inherit if it had none of its own.
 
@@ -97,7 +114,7 @@ def _file_logs(tree: Tree, gateway: Path | None, built: dict[str, str]) -> tuple
     """
     lines = [found for found in tree.settings if found.name == "access_log" and found.context == ("http",)]
     if not lines:
-        return (f'"{built.get("http-log-path", "logs/access.log")}" combined',)
+        return (f"{quoted(built.get('http-log-path', 'logs/access.log'))} combined",)
     before = tree.settings[: tree.reached[gateway]] if gateway else []
     known = {"combined"} | {found.arguments[0] for found in before if found.name == "log_format"}
     kept = []
@@ -106,7 +123,7 @@ def _file_logs(tree: Tree, gateway: Path | None, built: dict[str, str]) -> tuple
             continue
         if len(line.arguments) > 1 and line.arguments[1] not in known and "=" not in line.arguments[1]:
             options = " ".join(line.arguments[2:])
-            kept.append(f'"{line.arguments[0]}" combined {options}'.rstrip())
+            kept.append(f"{quoted(line.arguments[0])} combined {options}".rstrip())
         else:
             kept.append(line.raw)
     return tuple(kept)

@@ -1,15 +1,17 @@
-"""Answers what nginx asks the daemon on nginx.room: how many serve (GET /health), and where a request may go."""
+"""Answers nginx on the socket in nginx.dir: how many serve (GET /health), and where a request may go."""
 
 from __future__ import annotations
 
 import asyncio
 import json
 import math
+import socket
 from collections.abc import Callable
 
 import structlog
 
 from hasupervisor.act.nginx.waiting import RETRY_AFTER, Asked, Told, Verdict, WaitingRoom
+from hasupervisor.descriptors import SURPLUS, Door, streams
 
 log = structlog.get_logger(__name__)
 
@@ -32,34 +34,35 @@ _REFUSALS = {
 
 
 class Room:
-    """A small HTTP/1.1 listener on loopback, one request a connection; nginx alone speaks to it."""
+    """A small HTTP/1.1 listener, one request a connection; nginx alone speaks to it."""
 
-    def __init__(self, address: str, serving: Callable[[], int], waiting: WaitingRoom) -> None:
-        self._address = address
+    def __init__(self, serving: Callable[[], int], waiting: WaitingRoom) -> None:
         self._serving = serving
         self._waiting = waiting
-        self._server: asyncio.Server | None = None
+        self._door: Door | None = None
         self._answers: set[asyncio.Task[None]] = set()
 
     @property
     def open(self) -> bool:
-        return self._server is not None
+        return self._door is not None
 
-    async def start(self) -> None:
-        """Begins to listen. Raises OSError (the port is taken) or ValueError (no address)."""
-        host, _, port = self._address.rpartition(":")
-        self._server = await asyncio.start_server(
-            self._connected, host.strip("[]") or "127.0.0.1", int(port), backlog=4096
-        )
+    async def start(self, listener: socket.socket) -> None:
+        """Begins to answer on a socket that listens already; it is closed with this. Raises OSError."""
+        # Not a server of asyncio's: that one may take the socket's name away when it closes, which is to stay.
+        self._door = Door(listener, streams(self._connected), self._has_room)
 
     async def close(self) -> None:
         """Stops listening. Whoever waits is let go of: nginx tells those clients that nobody serves."""
-        if self._server is not None:
-            self._server.close()  # the port is free from here on
-            self._server = None
+        if self._door is not None:
+            self._door.close()  # who asks from here on is refused, or waits where the socket is held
+            self._door = None
         for answer in self._answers:
             answer.cancel()
         await asyncio.gather(*self._answers, return_exceptions=True)
+
+    def _has_room(self) -> bool:
+        """Whether one more connection leaves the descriptors that the rest of the daemon needs."""
+        return len(self._answers) < self._waiting.hold_max + SURPLUS
 
     def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.get_running_loop().create_task(self._answer(reader, writer), name="room")
@@ -68,6 +71,8 @@ class Room:
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._answers.discard(task)
+        if self._door is not None:
+            self._door.freed()
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error("BUG: the room could not answer nginx", exc_info=error)
 

@@ -15,7 +15,7 @@ class NginxTrouble(Exception):
 
 @dataclass(frozen=True, slots=True)
 class NginxSettings:
-    """The keys of [nginx] (CONTRACT 2) that this package uses, and three facts from elsewhere. Times are seconds."""
+    """The keys of [nginx] (CONTRACT 2) that this package uses, and facts from elsewhere. Times are seconds."""
 
     dir: Path
     mode: str = "system"  # system | own | off
@@ -29,14 +29,22 @@ class NginxSettings:
     max_in_flight: int = 0
     hold: float = 10.0  # seconds that a request waits for somebody who serves; 0: not at all
     hold_max: int = 1000  # requests held at once
-    room: str = "127.0.0.1:9181"  # where nginx asks the daemon; empty: nowhere
+    paths: tuple[str, ...] = ()  # what else instances may be asked for; "/x/*" is all below /x/
+    silence: float = 600.0  # of an instance that has a request: then 504
     health_path: str = "/health"  # health.path: asked of the instances when the daemon does not answer
     access_log_socket: Path | None = None  # a datagram socket that gets one JSON line a request
+    worker_group: str = ""  # of nginx's workers, where they are not the daemon's own user
+    boot: str = ""  # names this boot of the host; "": not known
 
     @property
-    def waiting(self) -> bool:
-        """Whether requests that nobody answers are held."""
-        return self.hold > 0 and bool(self.room)
+    def room(self) -> Path:
+        """The Unix socket on which nginx asks the daemon."""
+        return self.dir / "room.sock"
+
+    @property
+    def sign(self) -> Path:
+        """What nginx finds while the daemon lives."""
+        return self.dir / "alive"
 
     @property
     def own(self) -> bool:

@@ -94,7 +94,7 @@ class WaitingRoom:
         on_wait: Callable[[], None],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`hold` seconds at most, `hold_max` requests at once; `own` is the room's own address in nginx's lists.
+        """`hold` seconds at most, `hold_max` requests at once; `own` is our own socket's name in nginx's lists.
 
         `on_wait` is called while requests wait for a newer proof than there is.
         """
@@ -108,6 +108,11 @@ class WaitingRoom:
         self._next_at: dict[Address, float] = {}
         self._turn = itertools.count()
         self._timer: asyncio.TimerHandle | None = None
+
+    @property
+    def hold_max(self) -> int:
+        """How many requests may wait at once."""
+        return self._hold_max
 
     @property
     def waiting(self) -> int:

@@ -22,7 +22,6 @@ def settings(tmp_path: Path, ports: range) -> NginxSettings:
         dir=tmp_path / "nginx",
         mode="own",
         listen=f"127.0.0.1:{ports[0]}",
-        room=f"127.0.0.1:{ports[1]}",
         hold=0,  # the waiting room has tests of its own
     )
 

@@ -161,13 +161,13 @@ async def test_logs_are_moved_aside_when_they_have_grown_and_nginx_writes_on(
 ) -> None:
     await watched.route(table(trio[0]))
     log = watched.dir / "access.log"
-    await ask(watched.port, "POST /before", "{}")
+    await ask(watched.port, "POST /v1/before", "{}")
     await eventually(lambda: "/before" in log.read_text(), "the log is flushed")
     master = master_of(watched.settings)
     assert master is not None
     own.bound_logs(watched.dir, master, limit=10)
     await eventually(log.exists, "nginx has opened a new log")
-    await ask(watched.port, "POST /after", "{}")
+    await ask(watched.port, "POST /v1/after", "{}")
     await eventually(lambda: "/after" in log.read_text(), "the new log is written")
     assert "/before" in (watched.dir / "access.log.1").read_text()
 

@@ -226,7 +226,7 @@ async def test_tokens_leave_at_once_and_a_stream_cut_short_is_seen_by_the_client
 async def test_an_instance_cannot_send_a_request_to_another_location(watched: Watched, trio: list[Instance]) -> None:
     trio[0].how = "redirect"
     await watched.route(table(trio[0]))
-    assert (await ask(watched.port, "GET /anything")).json == {"name": "redirect"}
+    assert (await ask(watched.port, "GET /v1/anything")).json == {"name": "redirect"}
 
 
 async def test_the_generation_is_told_to_loopback_alone(watched: Watched) -> None:
@@ -247,7 +247,7 @@ async def test_health_tells_the_truth_with_the_daemon_alive_and_dead(
         assert (reply.status, reply.json) == (200, {"status": "healthy", "serving": 2})
         assert {instance.taken for instance in trio} == {0}
 
-        await watched.gateway.close()  # as dead as SIGKILL for nginx: nobody listens on nginx.room
+        await watched.gateway.close()  # as dead as SIGKILL for nginx: nobody answers on its socket
         reply = await ask(watched.port, "GET /health")
         assert reply.status == 200
         assert reply.json == {"status": "healthy", "serving": 2, "daemon": "not answering"}

@@ -1,13 +1,12 @@
-"""Remote-code directories of ChatGLM-6B, ChatGLM2-6B and ChatGLM3-6B, through their forward passes alone.
+"""The oracle: ChatGLM-6B, 2 and 3 through the code in their directories, by its forward passes alone.
 
-Their chat(), generate() and tokenizers work with no one version of transformers between them, and process_response of
-ChatGLM3 runs eval() on what the model says; forward() with a tuple as the past works with all.
+The server once ran them so; now only tests do, where somebody has that code. Its chat(), generate() and tokenizers work
+with no one version of transformers between them; forward() with a tuple as the past works with all.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +15,11 @@ from torch import Tensor
 from transformers import AutoConfig
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
-from model_api.backends.base import Decoder, Defaults, LoadedModel, LoadError, Prompt
+from model_api.backends.base import Codec, Defaults, LoadedModel, Prompt
 from model_api.backends.checks import check_loading
-from model_api.backends.tuples import Layout, Past, PastRows, as_past, bytes_per_token, find_layout
-from model_api.backends.words import FirstCodec, SecondCodec, ThirdCodec
+from tests.model.oracle.tuples import Layout, Past, PastRows, as_past, find_layout
 
 MODEL_CLASS = "modeling_chatglm.ChatGLMForConditionalGeneration"
-CODE = ("modeling_chatglm.py", "configuration_chatglm.py")
 
 
 # --- ChatGLM-6B ---------------------------------------------------------------------------------------------------
@@ -47,7 +44,22 @@ def first_positions(context: int, length: int) -> Tensor:
     return positions
 
 
-class FirstDecoder:
+class _TupleDecoder:
+    """What the decoders over PastRows share: the past is as large as its rows are, with nothing to choose."""
+
+    _rows: PastRows
+
+    def cells(self, rows: int, longest: int) -> int:
+        return rows * longest
+
+    def bound(self, tokens: int) -> None:
+        """Nothing: there is no room to grow that could be left out."""
+
+    def held(self) -> int:
+        return len(self._rows.pads) * self._rows.width
+
+
+class FirstDecoder(_TupleDecoder):
     """ChatGLM-6B: two-dimensional positions, the context seen in both directions."""
 
     def __init__(self, model: Any, device: torch.device) -> None:
@@ -116,7 +128,7 @@ class FirstDecoder:
 # --- ChatGLM2-6B and ChatGLM3-6B ----------------------------------------------------------------------------------
 
 
-class LaterDecoder:
+class LaterDecoder(_TupleDecoder):
     """ChatGLM2 and 3: causal, one position a token, a mask of what is padding."""
 
     def __init__(self, model: Any, device: torch.device) -> None:
@@ -177,111 +189,33 @@ def probe_layout(run: Callable[[int, int], Past]) -> Layout:
 # --- loading ------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class Generation:
-    """What sets one generation apart."""
-
-    family: str
-    words: str  # the sentencepiece file
-    context: str  # the key of config.json with the longest text
-    vocabulary: str  # the key with the number of logits
-    codec: Callable[[Path], FirstCodec | SecondCodec | ThirdCodec]
-    decoder: Callable[[Any, torch.device], Decoder]
-    defaults: Defaults
-
-
-FIRST = Generation(
-    *("chatglm-v1", "ice_text.model", "max_sequence_length", "vocab_size"),
-    FirstCodec,
-    FirstDecoder,
-    Defaults(0.95, 0.7, 50),
-)
-SECOND = Generation(
-    *("chatglm-v2", "tokenizer.model", "seq_length", "padded_vocab_size"),
-    SecondCodec,
-    LaterDecoder,
-    Defaults(0.8, 0.8, 50),
-)
-THIRD = Generation(
-    *("chatglm-v3", "tokenizer.model", "seq_length", "padded_vocab_size"),
-    ThirdCodec,
-    LaterDecoder,
-    Defaults(0.8, 0.8, 50),
-)
-
-
-def generation_of(directory: Path, config: dict[str, Any]) -> Generation:
-    """Which generation a directory is; raises LoadError with what is missing or unsupported."""
-    missing = [name for name in CODE if not (directory / name).is_file()]
-    if missing:
-        verb = "is" if len(missing) == 1 else "are"
-        raise LoadError(f"{directory}: model_type chatglm needs its own code; {' and '.join(missing)} {verb} missing")
-    if config.get("pre_seq_len"):
-        raise LoadError(f"{directory}: P-tuning checkpoints (pre_seq_len) are not supported; merge them first")
-    if "inner_hidden_size" in config or "position_encoding_2d" in config:
-        found = FIRST
-    else:
-        tokenization = directory / "tokenization_chatglm.py"
-        text = tokenization.read_text(encoding="utf-8") if tokenization.is_file() else ""
-        if "tiktoken" in text:
-            raise LoadError(f"{directory}: GLM-4's remote code is not supported; use the directory ending in -hf")
-        # The configurations of the two are alike; only their tokenizers say whether dialogues have roles.
-        found = THIRD if "<|user|>" in text else SECOND
-    if not (directory / found.words).is_file():
-        raise LoadError(f"{directory}: {found.words} is missing, without which there are no words")
-    return found
-
-
-def load(directory: Path, config: dict[str, Any], dtype: torch.dtype, device: torch.device, bits: int) -> LoadedModel:
-    """Loads a remote-code model, running the code in its directory; raises LoadError."""
-    generation = generation_of(directory, config)
+def load_remote(directory: Path, config: dict[str, Any], codec: Codec) -> LoadedModel:
+    """The model of a directory through the code in it, float32 on the CPU, with `codec` for its words."""
+    first = "inner_hidden_size" in config
     parsed = AutoConfig.from_pretrained(directory, trust_remote_code=True, local_files_only=True)
-    context = int(config[generation.context])
+    context = int(config["max_sequence_length" if first else "seq_length"])
     # What the code expects of older releases of transformers.
     parsed.max_length = context
     kind: Any = get_class_from_dynamic_module(MODEL_CLASS, str(directory), local_files_only=True)
     if not hasattr(kind, "all_tied_weights_keys"):
         kind.all_tied_weights_keys = {}
     model, info = kind.from_pretrained(
-        directory, config=parsed, dtype=dtype, local_files_only=True, output_loading_info=True
+        directory, config=parsed, dtype=torch.float32, local_files_only=True, output_loading_info=True
     )
     check_loading(info, directory)
-    model = _on_device(model.to(dtype), device, bits).eval()
-    codec = generation.codec(directory)
-    decoder = generation.decoder(model, device)
+    model = model.float().eval()
+    device = torch.device("cpu")
     return LoadedModel(
-        family=generation.family,
+        family="oracle",
         codec=codec,
-        decoder=decoder,
+        decoder=FirstDecoder(model, device) if first else LaterDecoder(model, device),
         device=device,
-        dtype=dtype,
+        dtype=torch.float32,
         context=context,
-        vocabulary=int(config[generation.vocabulary]),
-        ends=codec.ends,
-        defaults=generation.defaults,
+        vocabulary=int(config["vocab_size" if first else "padded_vocab_size"]),
+        ends=codec.ends,  # type: ignore[attr-defined]
+        defaults=Defaults(),
         parameters=sum(parameter.numel() for parameter in model.parameters()),
-        # Twice: the code makes a longer past beside the old one at every step.
-        kv_bytes_per_token=2 * _measure(decoder),
+        kv_bytes_per_token=1,
         batched_prefill=False,
     )
-
-
-def _on_device(model: Any, device: torch.device, bits: int) -> Any:
-    """The model on its device, quantised by its own code if asked to.
-
-    Any failure there is the end: after a failed quantize(8), quantize(4) returns as if it had worked, and has not.
-    """
-    if bits:
-        try:
-            model = model.half().quantize(bits)
-        except Exception as error:
-            words = (
-                f"QUANTIZE={bits} failed ({type(error).__name__}: {error}); its kernels need: pip install cpm_kernels"
-            )
-            raise LoadError(words) from error
-    return model.to(device)
-
-
-def _measure(decoder: Any) -> int:
-    with torch.inference_mode():
-        return bytes_per_token(decoder._probe(1, 8), 8)

@@ -100,11 +100,6 @@ class PastRows:
         return rows.narrow(self._layout.tokens, cut, rows.shape[self._layout.tokens] - cut)
 
 
-def bytes_per_token(past: Past, tokens: int) -> int:
-    """Memory of one token of a single row's past."""
-    return sum(t.numel() * t.element_size() for layer in past for t in layer) // tokens
-
-
 def as_past(layers: Sequence[Sequence[Tensor]]) -> Past:
     """Whatever the code returns as its past, as a tuple of (keys, values)."""
     return tuple((layer[0], layer[1]) for layer in layers)
