@@ -307,13 +307,15 @@ def _heal(record: Record, fact: Fact, verdict: Verdict, gate: Gate) -> Turn:
         return Turn(replace(record, in_rotation=False), State.SUSPECT, f"{verdict.sentence}; left alone: {held}")
     if held is not None:
         return _suspect(record, f"{verdict.sentence}; left alone: {held}", gate)
-    record = replace(record, bad_since=gate.bad_since)
+    # Since the first time that it was ended: lives that fail after that are no new reason for others to wait.
+    disturbed_at = record.disturbed_at if record.disturbed_at is not None else gate.now
+    record = replace(record, bad_since=gate.bad_since, disturbed_at=disturbed_at)
     if verdict.kind is VerdictKind.HUNG:
-        record = replace(fail(record, verdict.sentence, gate, ended=fact.runtime_id), disturbed_at=gate.now)
+        record = fail(record, verdict.sentence, gate, ended=fact.runtime_id)
         step = Step(StepKind.KILL, record.name, verdict.sentence, runtime_id=fact.runtime_id)
         return Turn(record, State.STOPPING, f"fenced: {verdict.sentence}", step)
     leaving = Leaving(Cause.HEAL, verdict.sentence, since=gate.now)
-    record = replace(record, leaving=leaving, in_rotation=False, disturbed_at=gate.now)
+    record = replace(record, leaving=leaving, in_rotation=False)
     return Turn(record, State.DRAINING, f"restarts: {verdict.sentence}")
 
 
@@ -347,7 +349,8 @@ def _leave(record: Record, seen: Seen, fact: Fact, verdict: Verdict, gate: Gate)
 def _stop(record: Record, fact: Fact, kind: StepKind, why: str, gate: Gate) -> Turn:
     leaving = record.leaving
     if leaving is not None and leaving.cause is Cause.HEAL:
-        began = gate.now if record.ended != fact.runtime_id else record.disturbed_at
+        first = record.disturbed_at == leaving.since and record.ended != fact.runtime_id
+        began = gate.now if first else record.disturbed_at
         record = replace(fail(record, leaving.why, gate, ended=fact.runtime_id), disturbed_at=began)
     else:
         record = replace(record, ended=fact.runtime_id)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from hasupervisor.decide import brakes
@@ -210,10 +210,14 @@ def _after(found: Plan, before: World, fate_of: Mapping[str, Fate]) -> World:
     return replace(world, instances=instances, gateway=replace(world.gateway, live=live))
 
 
+ENDLESS = Fate("hangs", 3.0, "loads for ever")
+
+
 @settings(max_examples=25, deadline=None)
-@given(st.lists(fates, min_size=1, max_size=4), st.booleans())
+@example(chosen=[ENDLESS, ENDLESS, Fate("is silent", 3.0, "serves")], paused=False)
+@given(chosen=st.lists(fates, min_size=1, max_size=4), paused=st.booleans())
 def test_whatever_holds_one_that_could_be_healed_ends_or_a_person_has_been_told_which_command_ends_it(
-    chosen: list[Fate], paused: bool
+    chosen: list[Fate], *, paused: bool
 ) -> None:
     fate_of = {name(n): fate for n, fate in enumerate(chosen, 1)}
     wants = Wants(len(chosen), pause=Pause("ann", 0.0) if paused else None)

@@ -23,10 +23,10 @@ MUTANTS = (
         'if False:\n        return _loading(case, "answers; its',
     ),
     Mutant(
-        "a busy instance that misses probes counts as silent",
+        "a busy instance that misses probes counts as hung",
         "health.py",
-        "if ago is not None and ago <= progress_window(traffic, case.policy):",
-        "if False:",
+        "ago <= progress_window(traffic, case.policy):\n        return Verdict(VerdictKind.BUSY,",
+        "ago <= progress_window(traffic, case.policy):\n        return Verdict(VerdictKind.HUNG,",
     ),
     Mutant(
         "a frozen instance counts as busy for ever",

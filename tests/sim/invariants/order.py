@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from hasupervisor.model import Cause, OperationKind, OperationState, Phase, State, Step, StepKind
 from tests.sim.invariants.frame import Moment, cycle, moved_by_hand, step
+from tests.sim.lives import Life
 from tests.sim.senses import LIST_EVERY
 
 # --- 6: a person wins ---------------------------------------------------------------------------------------------
@@ -110,9 +111,17 @@ def one_loads_at_a_time(m: Moment, s: Step) -> Iterator[str]:
         and not m.ledger.unknown(m.daemon, life)
         and not life.standing
         and m.now - life.bad_at > LIST_EVERY + 0.5
+        and not _is_not_awaited(m, life)
     ]
     if starting or loading:
         yield f"{s.name} is started while {', '.join(starting + loading)} loads"
+
+
+def _is_not_awaited(m: Moment, life: Life) -> bool:
+    """Whether it loads for far longer than usual while nobody serves: then users wait for whoever else may come up."""
+    age = m.now - (life.started_at or m.now)
+    others = [other for other in m.host.lives() if other.able and other.address in m.host.nginx.live]
+    return not others and age > 2.0 * 0.7 * m.host.traits.load
 
 
 @cycle("scaling: never more instances than are wanted, beside those that leave or are stuck; each its own port")
