@@ -14,7 +14,7 @@ from hasupervisor.decide import brakes
 from hasupervisor.decide.brakes import HOLD, HUNG_HOLD
 from hasupervisor.decide.health import judge
 from hasupervisor.decide.plan import plan
-from hasupervisor.model import Outcome, Pause, Plan, Seen, StepKind, Wants, World
+from hasupervisor.model import Miss, Outcome, Pause, Plan, Seen, StepKind, Wants, World
 from tests.decide.facts import (
     NOW,
     POLICY,
@@ -25,10 +25,13 @@ from tests.decide.facts import (
     later,
     loading,
     one,
+    probed,
     quiet,
     sick,
+    silent,
     steps,
     trafficked,
+    working,
     world_of,
 )
 from tests.decide.gpu_facts import name
@@ -141,6 +144,14 @@ def test_no_request_is_to_blame_for_instances_that_fell_ill_together() -> None:
     found = decided([hung(n, 3.0) for n in (1, 2, 3)])
     assert {address.port for address in found.blameless} == {8001, 8002, 8003}
     assert decided([instance(1), hung(2)]).blameless == frozenset()
+
+
+def test_one_that_cannot_be_asked_is_not_heard_so_that_a_common_cause_of_the_others_keeps_them_routed() -> None:
+    unasked = probed(instance(1), answered_at=NOW - 60.0, ended_at=NOW - 60.0)
+    busy = silent(working(instance(2), moved=0.5), 5.0, miss=Miss.ERROR_STATUS)
+    wrong = [probed(quiet(n, 5.0), miss=Miss.ERROR_STATUS) for n in (3, 4)]
+    after = decided([unasked, busy, *wrong])
+    assert {route.name for route in after.routing.routes} == {name(n) for n in (1, 2, 3, 4)}
 
 
 def test_without_a_load_that_was_seen_the_patience_is_start_timeout() -> None:
