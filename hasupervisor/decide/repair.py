@@ -308,12 +308,14 @@ def _heal(record: Record, fact: Fact, verdict: Verdict, gate: Gate) -> Turn:
     if held is not None:
         return _suspect(record, f"{verdict.sentence}; left alone: {held}", gate)
     record = replace(record, bad_since=gate.bad_since)
+    # Healed again before it has served: others have waited for it since the first time.
+    began = record.disturbed_at if record.disturbed_at is not None else gate.now
     if verdict.kind is VerdictKind.HUNG:
-        record = replace(fail(record, verdict.sentence, gate, ended=fact.runtime_id), disturbed_at=gate.now)
+        record = replace(fail(record, verdict.sentence, gate, ended=fact.runtime_id), disturbed_at=began)
         step = Step(StepKind.KILL, record.name, verdict.sentence, runtime_id=fact.runtime_id)
         return Turn(record, State.STOPPING, f"fenced: {verdict.sentence}", step)
     leaving = Leaving(Cause.HEAL, verdict.sentence, since=gate.now)
-    record = replace(record, leaving=leaving, in_rotation=False, disturbed_at=gate.now)
+    record = replace(record, leaving=leaving, in_rotation=False, disturbed_at=began)
     return Turn(record, State.DRAINING, f"restarts: {verdict.sentence}")
 
 
@@ -347,7 +349,8 @@ def _leave(record: Record, seen: Seen, fact: Fact, verdict: Verdict, gate: Gate)
 def _stop(record: Record, fact: Fact, kind: StepKind, why: str, gate: Gate) -> Turn:
     leaving = record.leaving
     if leaving is not None and leaving.cause is Cause.HEAL:
-        began = gate.now if record.ended != fact.runtime_id else record.disturbed_at
+        anew = record.ended != fact.runtime_id and (record.disturbed_at or leaving.since) >= leaving.since
+        began = gate.now if anew else record.disturbed_at
         record = replace(fail(record, leaving.why, gate, ended=fact.runtime_id), disturbed_at=began)
     else:
         record = replace(record, ended=fact.runtime_id)

@@ -255,3 +255,9 @@ def _held(reason: str) -> str | None:
     """What holds it, without the figures that change every second."""
     found = re.search(r"left alone: (.*)", reason)
     return re.sub(r"[\d.]+ s\b", "N s", found.group(1)) if found is not None else None
+
+
+def test_one_that_is_healed_again_before_it_has_served_keeps_nobody_waiting_anew() -> None:
+    healed_again = one(decided([loading(1, POLICY.start_timeout + 1.0, **out(400.0)), quiet(2, 390.0)]), 1)
+    assert healed_again.record.leaving is not None
+    assert healed_again.record.disturbed_at == NOW - 400.0
