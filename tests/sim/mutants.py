@@ -178,12 +178,6 @@ MUTANTS = (
         "    other = next((d.name for d in around.disturbed if d.name != name and not d.failed), None)\n",
     ),
     Mutant(
-        "nobody is told of an instance that waits for a GPU without an end (defect 2)",
-        "summary.py",
-        'return "gpu list"',
-        "return None",
-    ),
-    Mutant(
         "a loader that comes to no end keeps the others from starting while nobody serves (defect 10)",
         "plan.py",
         "beside = overdue if last and seen.record.load_s is not None else frozenset[str]()",
