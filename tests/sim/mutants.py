@@ -184,12 +184,6 @@ MUTANTS = (
         "beside = frozenset[str]()",
     ),
     Mutant(
-        "a loader that comes to no end keeps the others off its GPU while nobody serves (defect 10)",
-        "gpu/ledger.py",
-        "others = [other for other in account.loading if other != name and other not in beside]",
-        "others = [other for other in account.loading if other != name]",
-    ),
-    Mutant(
         "one witness is enough for SIGKILL: two probes that are missed (defect 5)",
         "health.py",
         "probe.miss is Miss.SILENT and case.uses_no_cpu:",
@@ -200,12 +194,6 @@ MUTANTS = (
         "health.py",
         "if p99 is None or not self.uses_no_cpu:",
         "if p99 is None:",
-    ),
-    Mutant(
-        "work that cannot be seen counts as none (defect 6)",
-        "health.py",
-        "if traffic.in_flight or not traffic.in_flight_known:",
-        "if traffic.in_flight:",
     ),
     Mutant(
         "an instance is stopped while it may have work that cannot be seen (defect 6)",
@@ -229,12 +217,6 @@ MUTANTS = (
         "an instance that cannot be asked any more is shown as serving (defect 9)",
         "repair.py",
         "if verdict.since is None:",
-        "if True:",
-    ),
-    Mutant(
-        "a daemon without nginx forgets who was proven when it starts (defect 11)",
-        "plan.py",
-        "if record.proven != fact.runtime_id or record.serving_since is None:",
         "if True:",
     ),
     Mutant(
