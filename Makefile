@@ -1,7 +1,8 @@
 # make run     set everything up, then the daemon in the foreground: two instances behind http://127.0.0.1:8080/
 # make test    set everything up, then the whole test suite (T="tests/config -k scanner" picks some)
 # make check   lint, format, types, import rules: seconds
-# make sim     live through a seed of the simulator again: SEED=7, HOURS=5 (20 if not given), all that happens is told
+# make sim     live through a seed of the simulator again: SEED=7, HOURS=5 (20 if not given), all that happens is told;
+#              with SEEDS=200 through so many from that one on, and only violations are told: SEED=1 HOURS=5 SEEDS=200
 # make docs    write the generated pages anew
 # make install sudo: onto this host, with systemd unit, manual pages and completion (DESTDIR=, PYTHON=); again to upgrade
 # make uninstall  sudo: off it again; instances, configuration and state stay (PURGE=1: nothing stays)
@@ -29,7 +30,8 @@ check: setup
 	@$(BIN)/lint-imports --no-logo
 
 sim: setup
-	@$(BIN)/python -m tests.sim $(or $(SEED),$(error say which seed: make sim SEED=7)) --hours $(or $(HOURS),20) -v
+	@$(BIN)/python -m tests.sim $(or $(SEED),$(error say which seed: make sim SEED=7)) --hours $(or $(HOURS),20) \
+	  --seeds $(or $(SEEDS),1) -v
 
 docs: setup
 	@$(BIN)/python tools/configdoc.py

@@ -197,9 +197,13 @@ def _why_alone(seen: Seen, verdict: Verdict, pairs: Pairs, policy: Policy, now: 
 
 
 def nobody_is_heard(pairs: Pairs, policy: Policy) -> bool:
-    """Whether no instance that serves answers its probes: then users' traffic is the better witness."""
+    """Whether no instance that serves answers its probes: then users' traffic is the better witness.
+
+    One that cannot be asked is not heard either, whatever it said last.
+    """
+    silent = (*_BAD, VerdictKind.UNKNOWN)
     return not any(
-        s.record.in_rotation and v.kind not in _BAD and s.probe is not None and s.probe.failures < policy.failures
+        s.record.in_rotation and v.kind not in silent and s.probe is not None and s.probe.failures < policy.failures
         for s, v in pairs
     )
 

@@ -14,7 +14,7 @@ from hasupervisor.decide import brakes
 from hasupervisor.decide.brakes import HOLD, HUNG_HOLD
 from hasupervisor.decide.health import judge
 from hasupervisor.decide.plan import plan
-from hasupervisor.model import Outcome, Pause, Plan, Seen, StepKind, Wants, World
+from hasupervisor.model import Miss, Outcome, Pause, Plan, Seen, StepKind, Wants, World
 from tests.decide.facts import (
     NOW,
     POLICY,
@@ -25,10 +25,13 @@ from tests.decide.facts import (
     later,
     loading,
     one,
+    probed,
     quiet,
     sick,
+    silent,
     steps,
     trafficked,
+    working,
     world_of,
 )
 from tests.decide.gpu_facts import name
@@ -143,6 +146,14 @@ def test_no_request_is_to_blame_for_instances_that_fell_ill_together() -> None:
     assert decided([instance(1), hung(2)]).blameless == frozenset()
 
 
+def test_one_that_cannot_be_asked_is_not_heard_so_that_a_common_cause_of_the_others_keeps_them_routed() -> None:
+    unasked = probed(instance(1), answered_at=NOW - 60.0, ended_at=NOW - 60.0)
+    busy = silent(working(instance(2), moved=0.5), 5.0, miss=Miss.ERROR_STATUS)
+    wrong = [probed(quiet(n, 5.0), miss=Miss.ERROR_STATUS) for n in (3, 4)]
+    after = decided([unasked, busy, *wrong])
+    assert {route.name for route in after.routing.routes} == {name(n) for n in (1, 2, 3, 4)}
+
+
 def test_without_a_load_that_was_seen_the_patience_is_start_timeout() -> None:
     never = [instance(n, load_s=None) for n in (1, 2)]
     assert brakes.patience([(seen, judge(seen, POLICY, NOW)) for seen in never], POLICY) == POLICY.start_timeout
@@ -248,3 +259,9 @@ def _held(reason: str) -> str | None:
     """What holds it, without the figures that change every second."""
     found = re.search(r"left alone: (.*)", reason)
     return re.sub(r"[\d.]+ s\b", "N s", found.group(1)) if found is not None else None
+
+
+def test_one_that_is_healed_again_before_it_has_served_keeps_nobody_waiting_anew() -> None:
+    healed_again = one(decided([loading(1, POLICY.start_timeout + 1.0, **out(400.0)), quiet(2, 390.0)]), 1)
+    assert healed_again.record.leaving is not None
+    assert healed_again.record.disturbed_at == NOW - 400.0

@@ -1,4 +1,11 @@
-"""`python -m tests.sim SEED [--hours H] [-v]`: lives through a seed again, or through many to look for violations."""
+"""Lives through a seed of the simulator again, or through many to look for violations.
+
+One seed with all that happens: `python -m tests.sim 7 --hours 5 -v`.
+A thousand hours: `python -m tests.sim 1 --seeds 200 --hours 5`, some 200 seconds of one CPU.
+
+What is simulated: host.py. Faults that end: faults.py; faults that do not: forever.py. What has to hold: invariants/.
+Deliberate defects that have to be found: mutants.py.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +17,9 @@ from tests.sim.run import Result, first_violation, run_seed, run_seeds
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m tests.sim", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.sim", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("seed", type=int)
     parser.add_argument("--hours", type=float, default=20.0, help="simulated hours of each seed")
     parser.add_argument("--seeds", type=int, default=1, help="so many seeds, from this one on")

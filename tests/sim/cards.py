@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 
 from hasupervisor.model import Fact, GpuPolicy
@@ -159,9 +159,9 @@ class Board:
             self.incidents.append(Incident(xid, instance))
             self.changed()
 
-    def restore(self) -> None:
-        """The person has rebooted, or put another card in: nothing is the matter any more."""
+    def restore(self, but: Set[str] = frozenset()) -> None:
+        """The person has rebooted, or put another card in: nothing is the matter any more, `but` with those cards."""
         self.down, self.readable = False, True
-        for card in self.cards:
+        for card in [card for card in self.cards if card.uuid not in but]:
             card.lost = card.worn = False
             card.silent_since, card.foreign = None, 0

@@ -7,11 +7,14 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from hasupervisor.model import Address, Fact, Miss, Step, StepKind
+from hasupervisor.model import Address, Fact, Miss, Phase, Step, StepKind
 from tests.sim.engine import Engine
 from tests.sim.lives import Life, Mode, Traits
 
 HOST = "127.0.0.1"
+
+ENDLESS = float("inf")
+"""When a fault ends that does not end by itself."""
 
 SILENCE = 5.0
 """Seconds after which a question to a dockerd that hangs is given up."""
@@ -56,6 +59,8 @@ class Dockerd:
         self.listeners: list[Callable[[str], None]] = []
         self.mourners: list[Callable[[], None]] = []  # who watch the processes themselves
         self.taken_ports: frozenset[int] = frozenset()
+        self.never_loads: set[str] = set()  # names whose new lives load for ever
+        self.unaskable: set[str] = set()  # names that no probe can be put to: nothing comes of it, not even a miss
         self._tell = tell
         self._ids = 0
 
@@ -146,6 +151,9 @@ class Dockerd:
         load = self.traits.load * self.rng.uniform(0.7, 1.4)
         if self.engine.now < self.slow_load_until:
             load *= self.slow_load
+            life.slow_start = True
+        if life.name in self.never_loads:
+            load = float("inf")
         until, loading = self.crashes.get(life.name, (0.0, False))
         crash = None
         if self.engine.now < until:
@@ -153,12 +161,16 @@ class Dockerd:
         if self.engine.now < self.lies_until:
             life.lie, life.lied_at = self.lies, self.engine.now
         life.start(load, crash)
-        self._event(life.name)
+        self.notify(life.name)
 
     def _end(self, step: Step, alive: Alive, ended: Ended) -> None:
         life = self.lives.get(step.name)
         if life is None or life.runtime_id != step.runtime_id:
             self.engine.after(0.02, lambda: ended(Answer()))
+            return
+        if life.phase is Phase.REMOVING:
+            words = "it is being removed already, and still there; docker ps -a"
+            self.engine.after(0.05, lambda: ended(Answer(error=words, stuck=True)))
             return
         if life.stuck and life.alive:
             wait = STICKS + (step.grace if step.kind is StepKind.STOP else 0.0)
@@ -196,9 +208,9 @@ class Dockerd:
     def remove(self, life: Life) -> None:
         """The container is gone (also `docker rm -f` by somebody else)."""
         life.exit(-9)
-        if self.lives.get(life.name) is life and not life.alive:
+        if self.lives.get(life.name) is life and not life.alive and life.phase is not Phase.REMOVING:
             del self.lives[life.name]
-            self._event(life.name)
+            self.notify(life.name)
 
     def let_go(self, life: Life) -> None:
         """A process that was stuck in the kernel dies at last; its container goes with it, or is left behind, ended."""
@@ -211,7 +223,7 @@ class Dockerd:
 
     def _exited(self, life: Life) -> None:
         self._tell(f"{life.name} exits: {life.exit_code}")
-        self._event(life.name)
+        self.notify(life.name)
         if life.traits.watched:
             self.engine.after(0.001, self._mourn)
 
@@ -219,7 +231,8 @@ class Dockerd:
         for mourn in list(self.mourners):
             mourn()
 
-    def _event(self, name: str) -> None:
+    def notify(self, name: str) -> None:
+        """Tells whoever listens that something has happened to that container."""
         if self.engine.now < self.late_until or self.down:
             return
         delay = self.rng.uniform(0.005, 0.1)
@@ -254,6 +267,17 @@ class Dockerd:
         self.down_until = min(self.down_until, now)
         self.late_until = min(self.late_until, now)
         self.slow_load_until = min(self.slow_load_until, now)
+        self.launch_fails = {name: until for name, until in self.launch_fails.items() if until == ENDLESS}
+        self.crashes = {name: (until, loading) for name, (until, loading) in self.crashes.items() if until == ENDLESS}
+        self.taken_ports = frozenset()
+
+    def mend(self) -> None:
+        """A person has seen to what would never have ended by itself."""
         self.launch_fails.clear()
         self.crashes.clear()
-        self.taken_ports = frozenset()
+        self.unaskable.clear()
+        self.never_loads.clear()
+        for life in [life for life in self.lives.values() if life.phase is Phase.REMOVING]:
+            self._tell(f"{life.name} is removed at last")
+            life.phase = Phase.EXITED
+            self.remove(life)

@@ -1,4 +1,4 @@
-"""The faults and commands of a random schedule: each a function that does it to the host and says so."""
+"""The faults of a random schedule that end by themselves: each a function that does it to the host and says so."""
 
 from __future__ import annotations
 
@@ -59,6 +59,8 @@ def _fall_ill(host: Host, mode: Mode, low: float, high: float, forever: float) -
     life = _one(host)
     if life is None:
         return
+    if host.off and mode in (Mode.WEDGED, Mode.ERRING):
+        mode = Mode.FROZEN  # without nginx nobody sees users' answers
     life.become(mode)
     if host.rng.random() < forever:
         host.tell(f"FAULT {life.name} is {mode} for good")
@@ -184,6 +186,25 @@ def deafen_nginx(host: Host) -> None:
     host.nginx.deaf_until = host.engine.now + seconds
 
 
+def grind(host: Host) -> None:
+    """One question keeps the event loop of an instance busy for longer than several probes: it is well, and silent."""
+    if (life := _one(host)) is not None and life.able:
+        seconds = host.rng.uniform(3.0, 0.7 * host.policy.hang_after)
+        host.tell(f"FAULT {life.name} computes for {seconds:.0f} s and answers no probe")
+        host.users.send(life, host.traits.service)
+        life.grind(begins=True)
+        host.engine.after(seconds, lambda: life.grind(begins=False))
+
+
+def long_work(host: Host) -> None:
+    """Long answers fill its slots: where its health waits behind them, it is silent all the while."""
+    if (life := _one(host)) is not None and life.able:
+        seconds = host.rng.uniform(5.0, 0.7 * host.policy.hang_after)
+        host.tell(f"FAULT {life.name} is given answers that take {seconds:.0f} s")
+        for _ in range(host.traits.slots):
+            host.users.send(life, seconds)
+
+
 def spike(host: Host) -> None:
     rate, seconds = 3.0 * host.users_rate, host.rng.uniform(5.0, 30.0)
     host.tell(f"FAULT {rate:.1f} requests per second for {seconds:.0f} s")
@@ -249,6 +270,8 @@ FAULTS: tuple[tuple[Fault, float], ...] = (
     (slow_loads, 0.7),
     (break_nginx, 1.0),
     (deafen_nginx, 0.7),
+    (grind, 1.5),
+    (long_work, 1.5),
     (spike, 1.5),
     (blind, 0.7),
     (remove_by_hand, 0.7),
@@ -329,87 +352,4 @@ CARD_FAULTS: tuple[tuple[Fault, float], ...] = (
     (break_driver, 1.0),
     (deafen_kernel_log, 0.5),
     (crowd_card, 1.0),
-)
-
-
-# --- commands -----------------------------------------------------------------------------------------------------
-
-
-def _names(host: Host) -> tuple[str, ...]:
-    return tuple(sorted(host.daemon.loop.records())) if host.daemon is not None else ()
-
-
-def scale(host: Host) -> None:
-    if host.daemon is not None:
-        count = host.rng.randint(1, 5)
-        host.tell(f"COMMAND scale {count}")
-        host.desk.scale(host.daemon.loop, count, host.engine.now, host.wall())
-
-
-def restart(host: Host) -> None:
-    names = _names(host)
-    if host.daemon is None or not names:
-        return
-    loop, everybody = host.daemon.loop, host.rng.random() < 0.4
-    chosen = names if everybody else (host.rng.choice(names),)
-    if everybody:
-        records = loop.records()
-        chosen = tuple(n for n in names if records[n].leaving is None and n in host.dockerd.lives)
-    chosen = tuple(n for n in chosen if loop.records()[n].stuck is None)
-    refused = not chosen or host.desk.busy(loop, chosen) or (_careful(host) and host.desk.last(loop, chosen[0]))
-    if not refused:
-        host.tell(f"COMMAND restart {' '.join(chosen)}")
-        host.desk.restart(loop, chosen, host.engine.now, host.wall())
-
-
-def _careful(host: Host) -> bool:
-    """Without --force."""
-    return host.rng.random() < 0.7
-
-
-def drain(host: Host) -> None:
-    names = _names(host)
-    if host.daemon is None or not names:
-        return
-    loop, name = host.daemon.loop, host.rng.choice(names)
-    refused = host.desk.busy(loop, (name,)) or loop.records()[name].stuck is not None
-    if not refused and not (_careful(host) and host.desk.last(loop, name)):
-        host.tell(f"COMMAND drain {name}")
-        host.desk.drain(loop, name, host.engine.now, host.wall())
-
-
-def undrain(host: Host) -> None:
-    if host.daemon is not None and host.desk.wants.drained:
-        name = host.rng.choice(sorted(host.desk.wants.drained))
-        host.tell(f"COMMAND undrain {name}")
-        host.desk.undrain(host.daemon.loop, name, host.engine.now, host.wall())
-
-
-def pause(host: Host) -> None:
-    if host.daemon is not None:
-        seconds = host.rng.choice((None, host.rng.uniform(5.0, 120.0)))
-        host.tell("COMMAND pause" + (f" --for {seconds:.0f}" if seconds is not None else ""))
-        host.desk.pause(host.daemon.loop, seconds, host.wall())
-
-
-def resume(host: Host) -> None:
-    if host.daemon is not None and host.desk.wants.pause is not None:
-        host.tell("COMMAND resume")
-        host.desk.resume(host.daemon.loop)
-
-
-def cancel(host: Host) -> None:
-    if host.daemon is not None:
-        host.tell("COMMAND cancel")
-        host.desk.cancel(host.daemon.loop, host.wall())
-
-
-COMMANDS: tuple[tuple[Fault, float], ...] = (
-    (scale, 2.0),
-    (restart, 2.0),
-    (drain, 1.0),
-    (undrain, 1.0),
-    (pause, 0.7),
-    (resume, 0.7),
-    (cancel, 0.5),
 )

@@ -28,6 +28,7 @@ from hasupervisor.model.gpu import CardRecord
 from tests.sim.cards import Board, SimCard
 from tests.sim.desk import Desk
 from tests.sim.dockerd import Dockerd
+from tests.sim.endless import Endless
 from tests.sim.engine import Engine, Timer
 from tests.sim.lives import Life, Traits
 from tests.sim.nginx import AccessLog, Gateway, Nginx
@@ -38,6 +39,7 @@ WALL = 1_700_000_000.0 - 1000.0
 """Added to virtual monotonic time, it is the virtual wall clock."""
 
 LONGEST_JUMP = 600.0
+LONGEST_JUMP_BESIDE_WAITERS = 10.0
 
 
 @dataclass
@@ -50,12 +52,18 @@ class Store:
     operations: dict[str, Operation] = field(default_factory=dict)
     cards: dict[str, CardRecord] = field(default_factory=dict)
     notes: int = 0
+    _given: dict[str, Record] = field(default_factory=dict)  # those of the last time, as they were given
 
     def save_wants(self, wants: Wants) -> None:
         self.wants = wants
 
     def save_records(self, records: Iterable[Record], now: float, now_wall: float) -> None:
-        self.records = {record.name: lasting(record) for record in records}
+        given = {record.name: record for record in records}
+        same = self._given
+        self.records = {
+            name: self.records[name] if same.get(name) is record else lasting(record) for name, record in given.items()
+        }
+        self._given = given
 
     def save_operation(self, operation: Operation) -> None:
         self.operations[operation.id] = operation
@@ -90,15 +98,17 @@ class Daemon:
         self.settled_at: float | None = None
         engine, rng = host.engine, host.rng
         living: Callable[[], bool] = lambda: self.alive  # noqa: E731
+        self.counted = lambda address: None if host.off else host.users.in_flight(address)
         self.picture = Picture(engine, host.dockerd, self.wake, living)
         self.log = AccessLog(engine, host.users.in_flight, host.idle_since)
-        self.log.blind_until = host.blind_until
+        self.log.blind_until, self.log.off = host.blind_until, host.nginx.off
         policy = host.policy
         timing = (policy.interval, policy.timeout, policy.inference_timeout)
         find = host.dockerd.buried.get
-        self.prober = Prober(engine, rng, timing, find, host.users.in_flight, self.wake, living)
+        unaskable = host.dockerd.unaskable.__contains__
+        self.prober = Prober(engine, rng, timing, find, self.counted, unaskable, self.wake, living)
         self.hands = Hands(engine, host.dockerd, self._took, self._begins, living)
-        self.gateway = Gateway(engine, host.nginx, rng, self.wake, living)
+        self.gateway = Gateway(engine, host.nginx, rng, host.users.room.prove, self.wake, living)
         self._tick: Timer | None = None
         self._last = float("-inf")
         parts = Parts(
@@ -192,7 +202,8 @@ class Host:
         self.dockerd = Dockerd(self.engine, self.rng, traits, self.tell)
         self.board = self._board(cards)
         self.nginx = Nginx(self.engine)
-        self.users = Users(self.engine, self.rng, self.nginx, self.dockerd, self._logged, self._failed)
+        self.users = Users(self.engine, self.rng, self.nginx, self.dockerd, self._logged, self._failed, self._let_go)
+        self.endless = Endless(self.dockerd, self.nginx, self.board)
         self.blind_until = 0.0
         self.users_rate = 1.0
         self.daemon: Daemon | None = None
@@ -238,13 +249,20 @@ class Host:
             return False
         self._calm_cycles = 0
         now = self.engine.now
-        to = min(end, self.engine.next_hard() or end, now + LONGEST_JUMP, *self._deadlines(daemon.loop))
+        longest = self._longest(daemon.loop)
+        to = min(end, self.engine.next_hard() or end, now + longest, *self._deadlines(daemon.loop))
         if to - now < 2.0:
             return False
         self.engine.forget_soft()
         self.engine.now = to - 0.001
         daemon.resume(to - now)
         return True
+
+    def _longest(self, loop: Loop) -> float:
+        """Seconds; short where somebody waits for something whose end only the decisions know."""
+        plan = loop.latest
+        waits = plan is not None and any(j.state in (State.STARTING, State.LOADING) for j in plan.instances)
+        return LONGEST_JUMP_BESIDE_WAITERS if waits and self.endless.any else LONGEST_JUMP
 
     def _deadlines(self, loop: Loop) -> list[float]:
         """When a decision will come out differently although nothing happens."""
@@ -331,6 +349,19 @@ class Host:
         self.tell(f"a request that came at {request.came:.3f} {how}, tried {tried}")
         self.watch.failed(request, how)
 
+    def _let_go(self, request: Request, address: Address) -> None:
+        self.watch.let_go(request, address)
+
+    @property
+    def off(self) -> bool:
+        """nginx.mode = "off": users of other hosts ask the instances themselves, and nobody here sees it."""
+        return self.nginx.off
+
+    def refused_cards(self) -> frozenset[str]:
+        """UUIDs of those that are quarantined: they come back by a person's command."""
+        held = self.store.cards.values()
+        return frozenset(card.uuid for card in held if card.quarantine is not None or card.by_hand is not None)
+
     def idle_since(self, address: Address) -> float | None:
         life = self.dockerd.at(address)
         return life.idle_since if life is not None and self.traits.watched else None
@@ -353,5 +384,7 @@ class Watch:
     def launch_failed(self, name: str) -> None: ...
 
     def failed(self, request: Request, how: str) -> None: ...
+
+    def let_go(self, request: Request, address: Address) -> None: ...
 
     def fault(self, sentence: str, wrong: str) -> None: ...

@@ -41,12 +41,14 @@ class Ledger:
         self.routed_at_start: frozenset[str] = frozenset()  # a stale file may route a new life: nobody can know
         self.routed_before: frozenset[str] = frozenset()  # names, by the plan before
         self.joined: set[str] = set()  # lives that have been routed
+        self.went_by: tuple[int, bool] = (-1, False)  # in which cycle something was the matter that ends by itself
         self.grown: dict[str, tuple[int, int]] = {}  # names with one failure more: how many, and births at the last
         self._failed_at: dict[str, tuple[int, int]] = {}  # how many failures were written down, after how many births
         self._counted: set[str] = set()
         self._fresh: list[str] = []
         self._operations: dict[str, str | None] = {}
         self._since: dict[Hashable, float] = {}
+        self._kinds: dict[Hashable, str | None] = {}
 
     def lasting(self, what: Hashable, holds: bool, now: float) -> float:
         """Seconds for which `what` has held without a break, as far as it was looked at."""
@@ -54,6 +56,13 @@ class Ledger:
             self._since.pop(what, None)
             return 0.0
         return now - self._since.setdefault(what, now)
+
+    def lasting_as(self, what: Hashable, kind: str | None, now: float) -> float:
+        """Seconds for which `what` has been of that very kind; None: of none that counts."""
+        if self._kinds.get(what) != kind:
+            self._kinds[what] = kind
+            self._since.pop(what, None)
+        return self.lasting(what, kind is not None, now)
 
     def cause(self, daemon: Daemon, step: Step) -> Cause:
         """Why the instance of this step is ended; what nobody asked for is healing."""

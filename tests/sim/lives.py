@@ -48,6 +48,7 @@ class Job:
     ours: bool = False  # a synthetic prompt
     left: float = 0.0
     timer: Timer | None = None
+    began: float = 0.0  # when it was taken into a slot
 
 
 @dataclass(slots=True, eq=False)
@@ -76,6 +77,8 @@ class Life:
     oom_killed: bool = False
     proven: bool = False  # has answered somebody well
     late: bool = False  # dockerd made it when nobody waited for it any more
+    slow_start: bool = False  # loads much longer than usual
+    grinds: bool = False  # computes in its event loop: uses the CPU, and answers nobody until that is done
     completed_at: float | None = None  # last good answer to a user
     bad_at: float = float("-inf")  # when something was last the matter with it, or was said to be
     running: list[Job] = field(default_factory=list)
@@ -97,6 +100,11 @@ class Life:
     @property
     def standing(self) -> bool:
         return self.mode in STANDING or self.phase is Phase.PAUSED
+
+    @property
+    def halted(self) -> bool:
+        """Whether no answer comes out of it now, for whatever reason."""
+        return self.standing or self.grinds
 
     @property
     def able(self) -> bool:
@@ -134,7 +142,8 @@ class Life:
     def start(self, load: float, crash_after: float | None) -> None:
         """Begins to load; `crash_after` seconds later it exits by itself, where that is given."""
         self.phase, self.started_at = Phase.RUNNING, self.engine.now
-        self.engine.after(load, self._finish_loading)
+        if load < float("inf"):
+            self.engine.after(load, self._finish_loading)
         if crash_after is not None:
             self.engine.after(crash_after, lambda: self.exit(1))
 
@@ -159,7 +168,7 @@ class Life:
         if not self.alive or self.stuck or self.leaves:
             return
         self.leaves = True
-        if not self.standing and not self.running and not self.waiting:
+        if not self.halted and not self.running and not self.waiting:
             self.exit(0)
 
     def become(self, mode: Mode) -> None:
@@ -175,13 +184,31 @@ class Life:
         if self.alive:
             self._change(lambda: setattr(self, "phase", Phase.PAUSED if frozen else Phase.RUNNING))
 
+    def grind(self, *, begins: bool) -> None:
+        """One question keeps its event loop busy, or no longer does: healthy all the while, and the work goes on."""
+        if not self.alive or self.grinds is begins:
+            return
+        if begins and not self.standing:
+            self._halt()
+        self.grinds, self.idle_since = begins, None
+        if not begins:
+            self.bad_at = self.engine.now  # what was missed meanwhile is still counted
+            if not self.standing:
+                self._go_on()
+
+    def stick_in_removal(self) -> None:
+        """`docker rm -f` that never comes to an end: the process is gone, the container is not."""
+        self.exit(-9)
+        if self.phase is Phase.EXITED:
+            self.phase = Phase.REMOVING
+
     def _change(self, change: Callable[[], None]) -> None:
         stood = self.standing
         self.bad_at = self.engine.now
         change()
-        if self.standing and not stood:
+        if self.standing and not stood and not self.grinds:
             self._halt()
-        elif stood and not self.standing:
+        elif stood and not self.halted:
             self._go_on()
 
     # --- its work ----------------------------------------------------------------------------------------------------
@@ -190,7 +217,7 @@ class Life:
         """A request comes in."""
         if not self.listening:
             job.ended("refused")
-        elif self.standing or self.stuck:
+        elif self.halted or self.stuck:
             self.waiting.append(job)
         elif not self.loaded:
             job.ended("full")
@@ -215,11 +242,11 @@ class Life:
             self.waiting.remove(job)
 
     def _fill(self) -> None:
-        if self.standing:
+        if self.halted:
             return
         while self.waiting and len(self.running) < self.traits.slots:
             job = self.waiting.popleft()
-            job.left = job.work * self.slow
+            job.left, job.began = job.work * self.slow, self.engine.now
             self._rest()
             self.running.append(job)
             self._work()
@@ -266,10 +293,11 @@ class Life:
             job.ended(how)
 
     def _work(self) -> None:
-        if self.running and not self.standing:
+        if self.running and not self.halted:
             self._since, self.idle_since = self.engine.now, None
 
     def _rest(self) -> None:
         if self._since is not None:
             self._worked += self.engine.now - self._since
-            self._since, self.idle_since = None, self.engine.now
+            self._since = None
+            self.idle_since = None if self.grinds else self.engine.now

@@ -154,4 +154,81 @@ MUTANTS = (
         '"nobody else serves" if around.last else _paused(world)',
         "_paused(world)",
     ),
+    # --- each from a defect of the first release that only a fault without an end can show ---------------------------
+    Mutant(
+        "one that may serve waits without an end for a trial that is over (defect 1)",
+        "brakes.py",
+        "return age < (HOLD if other.failed else policy.start_timeout)",
+        "return True",
+    ),
+    Mutant(
+        "in a common cause all wait without an end for the one that is tried first (defect 1)",
+        "brakes.py",
+        "waits_for(seen, verdict, [d for d in around.disturbed if d.name in cause.members], around, policy, now)",
+        "next((d.name for d in around.disturbed if d.name != name), None)",
+    ),
+    Mutant(
+        "one that ails waits without an end for one that waits for a GPU (defect 2)",
+        "brakes.py",
+        "if alone is not None or seen.record.disturbed_at is not None or not may_serve(seen, verdict, now):\n"
+        "        return alone  # one whose turn has come is not kept waiting for another's\n"
+        "    other = waits_for(seen, verdict, around.disturbed, around, policy, now)\n",
+        "if alone is not None:\n"
+        "        return alone\n"
+        "    other = next((d.name for d in around.disturbed if d.name != name and not d.failed), None)\n",
+    ),
+    Mutant(
+        "a loader that comes to no end keeps the others from starting while nobody serves (defect 10)",
+        "plan.py",
+        "beside = overdue if last and seen.record.load_s is not None else frozenset[str]()",
+        "beside = frozenset[str]()",
+    ),
+    Mutant(
+        "one witness is enough for SIGKILL: two probes that are missed (defect 5)",
+        "health.py",
+        "probe.miss is Miss.SILENT and case.uses_no_cpu:",
+        "probe.miss is Miss.SILENT:",
+    ),
+    Mutant(
+        "one that computes counts as hung as soon as one that does nothing (defect 5)",
+        "health.py",
+        "if p99 is None or not self.uses_no_cpu:",
+        "if p99 is None:",
+    ),
+    Mutant(
+        "an instance is stopped while it may have work that cannot be seen (defect 6)",
+        "drain.py",
+        "if traffic.in_flight_known and not counted_before:",
+        "if True:",
+    ),
+    Mutant(
+        "one whose work cannot be seen is suspect without an end (defect 6)",
+        "health.py",
+        "if silent >= hang_after:",
+        "if surely and silent >= hang_after:",
+    ),
+    Mutant(
+        "the last answer stands for ever, however old it is (defect 9)",
+        "health.py",
+        "if told_at is not None and now - told_at > stale_after(policy):",
+        "if False:",
+    ),
+    Mutant(
+        "an instance that cannot be asked any more is shown as serving (defect 9)",
+        "repair.py",
+        "if verdict.since is None:",
+        "if True:",
+    ),
+    Mutant(
+        "a container that is never removed is waited for without an end (defect 17)",
+        "repair.py",
+        "if lasts < REMOVAL or gate.asleep is not None:",
+        "if True:",
+    ),
+    Mutant(
+        "an instance that cannot be ended is not replaced (defect 17)",
+        "scaling.py",
+        "return record.stuck is None and (",
+        "return (",
+    ),
 )

@@ -16,6 +16,8 @@ RETIRES = 0.1
 ENOUGH = 20
 """Answers within a minute from which a 99th percentile means something; here it is their maximum."""
 
+OLD_WORKER = "a worker of an earlier generation hangs"
+
 Servers = frozenset[Address]
 
 
@@ -29,11 +31,19 @@ class Nginx:
         self.lists: list[tuple[int, Servers]] = [(0, frozenset())]
         self.broken_until = 0.0  # a syntax error in a file that it includes
         self.deaf_until = 0.0  # reloads have no effect
+        self.hung: Servers | None = None  # the list of a worker that hangs: it takes nothing and never leaves
+        self.off = False  # nginx.mode = "off": the lists are those of a balancer that asks the daemon who serves
 
     @property
     def live(self) -> Servers:
         """Every address that may get a new request now."""
+        if len(self.lists) == 1:
+            return self.lists[0][1]
         return frozenset().union(*(servers for _, servers in self.lists))
+
+    def hang(self) -> None:
+        """One of the workers hangs: a disk, a debugger. It keeps the list that it has."""
+        self.hung = self.lists[-1][1]
 
     def hangup(self) -> None:
         """SIGHUP: new workers with what is on disk, a moment later the old ones are gone."""
@@ -53,6 +63,10 @@ class Nginx:
     def restore(self) -> None:
         self.broken_until = min(self.broken_until, self.engine.now)
         self.deaf_until = min(self.deaf_until, self.engine.now)
+
+    def mend(self) -> None:
+        """A person has killed the worker that hung."""
+        self.hung = None
 
 
 @dataclass(slots=True)
@@ -79,9 +93,12 @@ class AccessLog:
         self._idle_since = idle_since
         self._logs: dict[Address, _Log] = defaultdict(_Log)
         self.blind_until = 0.0
+        self.off = False  # there is no such log, and what is in flight cannot be seen from here
 
     def line(self, address: Address, took: float, *, ok: bool) -> None:
         """A request of a user has been answered."""
+        if self.off:
+            return
         log = self._logs[address]
         log.errors_in_row = 0 if ok else log.errors_in_row + 1
         if not ok:
@@ -94,9 +111,9 @@ class AccessLog:
         return {address: self._of(address) for address in addresses}
 
     def _of(self, address: Address) -> TrafficView:
-        known = self._engine.now >= self.blind_until
+        known = self._engine.now >= self.blind_until and not self.off
         in_flight = self._in_flight(address) if known else 0
-        log, idle_since = self._logs.get(address), self._idle_since(address) if known else None
+        log, idle_since = self._logs.get(address), self._idle_since(address) if known or self.off else None
         if log is None:
             return TrafficView(in_flight=in_flight, in_flight_known=known, idle_since=idle_since)
         while log.recent and log.recent[0][0] < self._engine.now - 60.0:
@@ -121,8 +138,15 @@ class Gateway:
     RETRY = 2.0
 
     def __init__(
-        self, engine: Engine, nginx: Nginx, rng: random.Random, changed: Callable[[], None], alive: Callable[[], bool]
+        self,
+        engine: Engine,
+        nginx: Nginx,
+        rng: random.Random,
+        prove: Callable[[Mapping[Address, float]], None],
+        changed: Callable[[], None],
+        alive: Callable[[], bool],
     ) -> None:
+        """`prove` tells the waiting room who serves."""
         self._engine = engine
         self._nginx = nginx
         self._rng = rng
@@ -135,20 +159,25 @@ class Gateway:
         self._works = False
         self._retries = False
         self._planned = False
+        self._prove = prove
         engine.after(0.05, self._first_look)
 
     @property
     def at_rest(self) -> bool:
         """What is wanted is proven to answer."""
-        return not (self._works or self._planned or self._retries) and self._reason is None
+        return not (self._works or self._planned or self._retries) and self._reason in (None, OLD_WORKER)
 
     def on_disk(self) -> Servers:
-        return self._nginx.disk
+        return frozenset() if self._nginx.off else self._nginx.disk
 
     def prove(self, proofs: Mapping[Address, float], blameless: Set[Address] = frozenset()) -> None:
-        """The simulated nginx has no waiting room: a request that finds nobody fails at once, and is no violation."""
+        self._prove(proofs)
 
     def view(self) -> GatewayView:
+        if self._nginx.off:
+            return GatewayView(off=True)
+        if self._reason == OLD_WORKER:
+            self._see_hung()
         return GatewayView(
             ok=self._reason is None,
             reason=self._reason,
@@ -164,6 +193,9 @@ class Gateway:
         if servers == self._wanted:
             return
         self._wanted = servers
+        if self._nginx.off:
+            self._nginx.disk, self._nginx.lists = servers, [(0, servers)]
+            return
         if self._works or self._retries:
             return
         removes = bool(self._nginx.disk - servers)
@@ -174,6 +206,7 @@ class Gateway:
     def _first_look(self) -> None:
         if self._alive() and self._live_generation is None:
             self._live_generation = self._nginx.lists[-1][0]
+            self._live |= self._nginx.hung or frozenset()
             if self._live_generation != self._nginx.disk_generation:
                 self._live |= self._nginx.live
             self._changed()
@@ -210,9 +243,10 @@ class Gateway:
         if not self._alive():
             return
         if [generation for generation, _ in self._nginx.lists] == [self._nginx.disk_generation]:
-            self._live = self._proven = self._nginx.disk
+            self._proven = self._nginx.disk
             self._live_generation = self._nginx.disk_generation
             self._works, self._reason = False, None
+            self._see_hung()
             if self._wanted != self._nginx.disk:
                 self._begin()
             self._changed()
@@ -220,6 +254,13 @@ class Gateway:
             self._fail("nginx did not answer with the new generation within 5 s")
         else:
             self._engine.after(0.025, lambda: self._look(until))
+
+    def _see_hung(self) -> None:
+        """A worker that hangs may send requests by its old list, should it ever go on: nobody reloads for that."""
+        hung = self._nginx.hung
+        if self._reason in (None, OLD_WORKER):
+            self._reason = OLD_WORKER if hung is not None else None
+            self._live = self._proven | (hung or frozenset())
 
     def _fail(self, reason: str) -> None:
         self._works, self._reason, self._retries = False, reason, True

@@ -13,7 +13,7 @@ from functools import partial
 
 import structlog
 
-from hasupervisor.model import Plan, Step
+from hasupervisor.model import Address, Plan, Step
 from tests.sim.host import Daemon, Host, Watch
 from tests.sim.invariants import EVERY_CYCLE, EVERY_STEP, Moment
 from tests.sim.ledger import Ledger
@@ -60,6 +60,14 @@ class Judge(Watch):
 
     def failed(self, request: Request, how: str) -> None:
         self.lost[how] += 1
+
+    def let_go(self, request: Request, address: Address) -> None:
+        life = self.host.dockerd.at(address)
+        if life is not None and not life.proven and life.runtime_id not in self.ledger.routed_at_start:
+            sentence = "8: a request that waited is let go to somebody who is proven to serve"
+            self.fault(
+                sentence, f"a request that came at {request.came:.3f} goes to {life.name}, which has answered nobody"
+            )
 
     def fault(self, sentence: str, wrong: str) -> None:
         host = self.host

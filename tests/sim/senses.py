@@ -136,15 +136,18 @@ class Prober:
         rng: random.Random,
         timing: tuple[float, float, float],
         find: Callable[[str], Life | None],
-        in_flight: Callable[[Address], int],
+        in_flight: Callable[[Address], int | None],
+        unaskable: Callable[[str], bool],
         changed: Tell,
         alive: Alive,
     ) -> None:
+        """`in_flight`: None where it cannot be seen. `unaskable`: whether no question can be put to that name."""
         self._engine = engine
         self._rng = rng
         self._interval, self._timeout, self._prompt_timeout = timing
         self._find = find
         self._in_flight = in_flight
+        self._unaskable = unaskable
         self._changed = changed
         self._alive = alive
         self._watches: dict[str, _Watch] = {}
@@ -183,7 +186,7 @@ class Prober:
         now = self._engine.now
         for watch in self._watches.values():
             view = watch.view
-            if view.said is not None and not view.failures:
+            if view.said is not None and not view.failures and not self._unaskable(watch.life.name):
                 health = Health(view.said, view.reason, watch.life.progress())
                 for _ in range(min(3, int(skipped / self._interval))):
                     view = evidence.answered(view, health, now - 0.01, now - 0.02)
@@ -197,6 +200,9 @@ class Prober:
 
     def _question(self, watch: _Watch) -> None:
         if watch.over or not self._alive():
+            return
+        if self._unaskable(watch.life.name):
+            self._plan_question(watch, self._interval)
             return
         miss, said, takes = self._truth(watch.life)
         if miss in (Miss.SILENT, Miss.CONNECT_TIMEOUT):
@@ -216,7 +222,7 @@ class Prober:
         quick = 0.004
         if not life.listening:
             return Miss.REFUSED, Said.HEALTHY, 0.001
-        if life.standing and life.mode is not Mode.WEDGED:
+        if life.grinds or (life.standing and life.mode is not Mode.WEDGED):
             return Miss.SILENT, Said.HEALTHY, self._timeout
         if life.lie is not None and (life.lie_share >= 1.0 or self._rng.random() < life.lie_share):
             return life.lie, Said.HEALTHY, 0.002
@@ -266,7 +272,7 @@ class Prober:
         if watch.over or watch.job is not None or not self._alive():
             return
         view = watch.view
-        if view.said is not Said.HEALTHY or view.failures:
+        if view.said is not Said.HEALTHY or view.failures or self._unaskable(watch.life.name):
             return
         due = self._due_in(watch)
         if due <= 0:
@@ -281,9 +287,10 @@ class Prober:
         rested = 0.0 if since is None else max(0.0, PROMPT_GAP - since)
         if watch.asked:
             return rested
-        idle = self._in_flight(watch.life.address) == 0
+        in_flight = self._in_flight(watch.life.address)
+        idle = in_flight == 0
         if watch.view.prompted_at is None:
-            return rested if idle else PROMPT_GAP
+            return PROMPT_GAP if in_flight else rested
         due = PROMPT_EVERY - since if since is not None else 0.0
         if due > 0:
             return due
@@ -291,7 +298,7 @@ class Prober:
         return 0.0 if idle and not works else PROMPT_GAP
 
     def _prompt(self, watch: _Watch) -> None:
-        crowded = self._in_flight(watch.life.address) > 0
+        crowded = bool(self._in_flight(watch.life.address))
 
         def over(fault: str, *, overloaded: bool) -> None:
             if watch.job is not job:
@@ -300,7 +307,7 @@ class Prober:
             watch.job, watch.asked, watch.prompt_over = None, False, self._engine.now
             if watch.over or not self._alive():
                 return
-            excused = overloaded and (crowded or self._in_flight(watch.life.address) > 0)
+            excused = overloaded and (crowded or bool(self._in_flight(watch.life.address)))
             if not (fault and excused):
                 self._now(watch, evidence.prompted(watch.view, fault, self._engine.now))
             self._think(watch)

@@ -14,8 +14,8 @@ from tests.sim.mutants import MUTANTS, Mutant
 
 ROOT = Path(__file__).parents[2]
 
-SEEDS, HOURS = 60, 5.0
-"""Simulated hours within which each has to be found: 300, most are found within ten."""
+SEEDS, HOURS = 120, 5.0
+"""Simulated hours within which each has to be found: 600, most are found within fifty."""
 
 
 def mutated(mutant: Mutant, where: Path) -> Path:

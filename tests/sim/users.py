@@ -11,6 +11,7 @@ from tests.sim.dockerd import Dockerd
 from tests.sim.engine import Engine, Timer
 from tests.sim.lives import Job, Life
 from tests.sim.nginx import Nginx, Servers
+from tests.sim.room import Room
 
 TRIES = 3
 """How many instances one request may be sent to (nginx.tries)."""
@@ -31,6 +32,8 @@ class Request:
     job: Job | None = None
     life: Life | None = None
     timer: Timer | None = None
+    rounds: int = 0  # how often the waiting room has let it go
+    held: bool = False  # it has waited there
 
 
 @dataclass(slots=True)
@@ -41,6 +44,7 @@ class Fate:
     failed: int = 0
     unserved: int = 0  # nobody was routed
     left: int = 0  # the user's patience ended
+    refused: int = 0  # waited in vain, and was told to come back later
     slowest: float = 0.0
 
 
@@ -55,6 +59,7 @@ class Users:
         dockerd: Dockerd,
         logged: Callable[[Address, float, bool], None],
         failed: Callable[[Request, str], None],
+        let_go: Callable[[Request, Address], None],
     ) -> None:
         self.fate = Fate()
         self.active: dict[int, Request] = {}
@@ -66,7 +71,13 @@ class Users:
         self._dockerd = dockerd
         self._logged = logged
         self._failed = failed
+        self._let_go = let_go
         self._stream = 0
+        self.room = Room(engine, rng, self._released, self._refused)
+
+    def send(self, life: Life, work: float) -> None:
+        """One request with so many seconds of work, to that instance alone."""
+        self._begin(Request(self._engine.now, work, frozenset({life.address})))
 
     def come(self, rate: float, seconds: float) -> None:
         """From now on users come at `rate` per second, for so long."""
@@ -95,19 +106,38 @@ class Users:
         self._next(stream)
         _, servers = self._rng.choice(self._nginx.lists)
         work = self._rng.choice((0.5, 0.8, 1.0, 1.0, 1.5, 2.0)) * self.service
-        request = Request(self._engine.now, work, servers)
+        self._begin(Request(self._engine.now, work, servers))
+
+    def _begin(self, request: Request) -> None:
         self.active[id(request)] = request
         request.timer = self._engine.after(PATIENCE, lambda: self._give_up(request))
         self._try(request)
 
+    def _released(self, request: Request, address: Address) -> None:
+        """The waiting room has let it go to somebody who is proven to serve."""
+        if id(request) in self.active:
+            self._let_go(request, address)
+            self._send(request, address)
+
+    def _refused(self, request: Request) -> None:
+        if id(request) in self.active:
+            self._end(request, "refused")
+
     def _try(self, request: Request) -> None:
         left = [address for address in request.servers if address not in request.tried]
-        if not left or len(request.tried) >= TRIES:
+        nobody = not left or len(request.tried) >= TRIES
+        if nobody and not self._nginx.off and (not request.tried or request.held):
+            request.held = True
+            self.room.take(request, request.rounds)
+            return
+        if nobody:
             self._end(request, "failed" if request.tried else "unserved")
             return
         load = {address: self.in_flight(address) for address in left}
         fewest = min(load.values())
-        address = self._rng.choice(sorted(a for a in left if load[a] == fewest))
+        self._send(request, self._rng.choice(sorted(a for a in left if load[a] == fewest)))
+
+    def _send(self, request: Request, address: Address) -> None:
         request.tried.append(address)
         request.life = self._dockerd.at(address)
         if request.life is None:
@@ -140,6 +170,7 @@ class Users:
         if id(request) in self.active:
             if request.job is not None and request.life is not None:
                 request.life.abandon(request.job)
+            self.room.drop(request)
             self._end(request, "left")
 
     def _end(self, request: Request, how: str) -> None:

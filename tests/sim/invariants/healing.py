@@ -20,7 +20,8 @@ def healing_needs_a_cause(m: Moment, s: Step) -> Iterator[str]:
     recently = p.hang_after + p.failures * (p.interval + p.timeout) + p.inference_timeout * 2 + 30.0
     blamed = life.lie is not None or m.now - life.bad_at < recently
     silent = not life.traits.reports and life.traits.behind_queue and life.users > 0
-    waited = m.now - max(life.completed_at or 0.0, life.started_at or 0.0)
+    since = max((job.began for job in life.running), default=0.0)  # its slots are full since then
+    waited = m.now - max(life.completed_at or 0.0, life.started_at or 0.0, since)
     moved = s.kind is StepKind.STOP and _is_given_up(m, life)
     if not blamed and not moved and not (silent and waited >= p.hang_after):
         yield f"{s.name} was fine and {'busy' if life.users else 'idle'}, but was given {s.kind}: {s.why}"

@@ -34,12 +34,10 @@ def a_bad_one_is_taken_out(m: Moment) -> Iterator[str]:
     everybody = {r.name: Address(HOST, r.port) for r in m.daemon.loop.records().values()}
     for name, address in everybody.items():
         life = m.host.dockerd.at(address)
-        bound = _seen_bad_within(m, life)
+        bound = seen_bad_within(m, life)
         bad = address in routed and bound is not None and bool(able) and not _most_are_bad(m)
         what = "dead" if life is None else "paused" if life.phase is Phase.PAUSED else str(life.mode)
-        kinds = (*map(str, Mode), "dead", "paused")
-        lasted = {kind: m.ledger.lasting(("bad", name, kind), bad and kind == what, m.now) for kind in kinds}
-        if lasted[what] > (bound or 0.0):
+        if m.ledger.lasting_as(("bad", name), what if bad else None, m.now) > (bound or 0.0):
             yield f"{name} is {what} and stays in the routing for more than {bound:.1f} s, while others can serve"
 
 
@@ -63,11 +61,13 @@ def _heard(life: Life) -> bool:
     return life.able and life.lie is None and not queued
 
 
-def _seen_bad_within(m: Moment, life: Life | None) -> float | None:
+def seen_bad_within(m: Moment, life: Life | None) -> float | None:
     """Seconds within which the witnesses must have told that it cannot serve; None: it can, or nobody can know."""
     p = m.host.policy
     if life is None:
         return LIST_EVERY + p.interval + 1.0
+    if life.name in m.host.dockerd.unaskable:
+        return None
     if life.phase is Phase.PAUSED:
         return LIST_EVERY + p.timeout * 2 + p.interval + _window(m, life) + 1.0
     silence = p.interval + p.timeout * (1.25 + p.failures) + _window(m, life) + 1.5
@@ -106,6 +106,7 @@ def an_able_one_does_not_stay_out(m: Moment) -> Iterator[str]:
         if record is None:
             continue
         leaves = record.leaving is not None or record.stuck is not None or life.name in drained or life.slow > 1.0
+        leaves = leaves or life.name in m.host.dockerd.unaskable
         well = life.able and life.lie is None and not life.users and life.runtime_id in listed and view.trouble is None
         out = well and not leaves and m.daemon.gateway.at_rest and m.daemon.loop.settled
         out = out and life.address not in m.host.nginx.live
