@@ -40,6 +40,7 @@ class CommonCause:
     since: float
     served: int
     within: float
+    answered: float = float("-inf")  # when one of them last answered a user: until then they were only slow to probes
 
     def sentence(self, now: float) -> str:
         return (
@@ -92,7 +93,8 @@ def common_cause(pairs: Pairs, policy: Policy, now: float) -> CommonCause | None
     really = any(v.kind in _BAD or not s.record.in_rotation or _answers_wrong(s) for s, v in members)
     if not really or len(together) < 2 or 2 * len(together) <= served:
         return None
-    return CommonCause(together & ailing.keys(), together, since, served, within)
+    answered = max((at for s, _ in members if (at := progressed_at(None, s.traffic)) is not None), default=since)
+    return CommonCause(together & ailing.keys(), together, since, served, within, answered)
 
 
 def onset(seen: Seen, now: float) -> float:
@@ -145,7 +147,7 @@ def why_no_disturbance(seen: Seen, verdict: Verdict, around: Around, policy: Pol
     if not _could_serve(seen):
         return None
     if cause is not None and name in cause.names:
-        if now - cause.since < _hold(verdict):
+        if now - max(cause.since, cause.answered) < _hold(verdict):
             return cause.sentence(now)
         trial = waits_for(seen, verdict, [d for d in around.disturbed if d.name in cause.members], around, policy, now)
         if trial is not None:
