@@ -16,7 +16,7 @@ from typing import Protocol
 import structlog
 
 from hasupervisor.cardbook import CardBook, CardMemory, GpuLook
-from hasupervisor.decide.health import is_late
+from hasupervisor.decide.health import is_late, progressed_at
 from hasupervisor.decide.plan import plan
 from hasupervisor.descriptors import Seldom, is_exhausted
 from hasupervisor.model import (
@@ -310,7 +310,7 @@ class Loop:
         if fact is None:
             return TrafficView()
         view = traffic.get(fact.address, TrafficView())
-        if probe is None or not _gives_no_sign(probe, self.policy, now):
+        if probe is None or not _gives_no_sign(probe, view, self.policy, now):
             return view
         return replace(view, idle_since=self._parts.idle_since(fact.name, fact.pid))
 
@@ -382,9 +382,16 @@ QUIET_WORK = 2.0
 """Seconds without progress of reported work after which its CPU use is looked at."""
 
 
-def _gives_no_sign(probe: ProbeView, policy: Policy, now: float) -> bool:
+QUIET_TRAFFIC = 0.5
+"""The same for the requests of users in it: from then on a late answer to a probe may be a hang."""
+
+
+def _gives_no_sign(probe: ProbeView, traffic: TrafficView, policy: Policy, now: float) -> bool:
     """Whether its CPU use has to be known; from its first late answer on, so that it is when the second one is."""
     if probe.failures or is_late(probe, policy, now):
+        return True
+    moved = progressed_at(probe, traffic)
+    if traffic.in_flight and (moved is None or now - moved >= QUIET_TRAFFIC):
         return True
     works = probe.progress is not None and probe.progress.in_flight + probe.progress.queued > 0
     return works and probe.progressed_at is not None and now - probe.progressed_at >= QUIET_WORK

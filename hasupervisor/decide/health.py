@@ -50,6 +50,9 @@ LATE = 0.1
 IDLE_CPU = 1.0
 """Seconds without CPU use after which an instance counts as doing nothing at all."""
 
+STILL = 1.0
+"""Seconds without any movement of users' work, at least, before a late answer makes an instance suspect."""
+
 
 @dataclass(frozen=True, slots=True)
 class _Case:
@@ -133,6 +136,8 @@ def judge(seen: Seen, policy: Policy, now: float) -> Verdict:
     if told_at is not None and now - told_at > stale_after(policy):
         words = f"cannot be asked{_why(probe)}: what is known of it is {now - told_at:.0f} s old"
         return Verdict(VerdictKind.UNKNOWN, words, since=told_at)
+    if probe.failures < policy.failures and _stands_still(case):
+        return Verdict(VerdictKind.SUSPECT, f"is late with its answer, uses no CPU and moves nothing: {case.work}")
     if not probe.failures:
         return _answered(case)
     if case.proven and probe.failures < policy.failures and probe.miss is not Miss.REFUSED:
@@ -247,6 +252,22 @@ def _healthy(case: _Case) -> Verdict:
     if case.traffic.in_flight:
         return Verdict(VerdictKind.SERVING, f"answers, {case.traffic.in_flight} in flight, progressing")
     return Verdict(VerdictKind.SERVING, "answers, idle")
+
+
+def _stands_still(case: _Case) -> bool:
+    """Whether users' work stands still in it, before its probes count as missed.
+
+    That takes it out of rotation, which its next answer undoes at once; it ends nobody. By itself a late answer, or a
+    second in which nothing moves, means nothing.
+    """
+    probe, traffic = case.probe, case.traffic
+    if probe.late_since is None or not case.proven or probe.said is not Said.HEALTHY or not case.uses_no_cpu:
+        return False
+    if traffic.in_flight_known and not traffic.in_flight:
+        return False
+    due = 2.0 * traffic.mean_ms / 1000.0 / traffic.in_flight if traffic.mean_ms is not None and traffic.in_flight else 0
+    ago = case.moved_ago
+    return ago is None or ago > max(STILL, due)
 
 
 def _stalled_for(case: _Case) -> float | None:

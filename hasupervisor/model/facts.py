@@ -95,6 +95,7 @@ class ProbeView:
     asked_at: float | None = None  # when the last question that was answered "healthy" had been put
     successes: int = 0  # healthy answers in a row
     unhealthies: int = 0  # answers "unhealthy" in a row
+    late_since: float | None = None  # when the question was put whose answer is late; None: no answer is awaited long
     failures: int = 0  # missed answers in a row
     first_failure_at: float | None = None
     miss: Miss | None = None  # of the last failure

@@ -20,6 +20,7 @@ def answered(view: ProbeView, health: Health, now: float, asked_at: float) -> Pr
         asked_at=asked_at if health.said is Said.HEALTHY else view.asked_at,
         successes=view.successes + 1 if health.said is Said.HEALTHY else 0,
         unhealthies=view.unhealthies + 1 if health.said is Said.UNHEALTHY else 0,
+        late_since=None,
         failures=0,
         first_failure_at=None,
         progress=progress,
@@ -45,9 +46,15 @@ def missed(view: ProbeView, miss: Miss, words: str, now: float) -> ProbeView:
     )
 
 
+def late(view: ProbeView, asked_at: float) -> ProbeView:
+    """The view while a question that was put at `asked_at` waits for its answer for longer than answers take."""
+    return view if view.late_since is not None else replace(view, late_since=asked_at)
+
+
 def unasked(view: ProbeView, why: str, now: float) -> ProbeView:
     """The view after a question that could not be put: nothing is known anew, and what is known grows old."""
-    return replace(view, unasked=why, unasked_since=now if view.unasked_since is None else view.unasked_since)
+    since = now if view.unasked_since is None else view.unasked_since
+    return replace(view, unasked=why, unasked_since=since, late_since=None)
 
 
 def lost(view: ProbeView, why: str, now: float) -> ProbeView:
@@ -103,6 +110,7 @@ def _essence(view: ProbeView) -> tuple[object, ...]:
         view.reason,
         min(view.successes, _COUNTED),
         view.unhealthies,
+        view.late_since is None,
         view.failures,
         view.miss,
         view.prompt_ok,

@@ -18,6 +18,8 @@ from hasupervisor.observe.prompts import Prompter
 log = structlog.get_logger(__name__)
 
 HURRIED = 0.1  # seconds between two questions at least, however many wait for the answer
+LATE = 0.3  # seconds at least that an answer takes before it is called late
+TURN = 0.05  # seconds in which an answer that is here already is read, however late we are ourselves
 FAST = 0.5  # seconds between questions to an instance that is on its way up, or down for longer
 RETRY = 0.2  # seconds after a quick failure (refused, reset, 500): it may be over in a moment
 RETRIES = 3  # quick ones, then FAST
@@ -157,15 +159,22 @@ class Watch:
         and it cannot be lost to the one connection that went wrong. Only at the first suspicion: an instance whose
         health answer stands in a queue is not to be given more of it.
         """
+        asked_at = self._around.clock()
         first = asyncio.ensure_future(self._question())
         asked, pending = [first], {first}
         counted = False
         try:
             if self.view.failures == 0:
-                await asyncio.wait(pending, timeout=max(self._settings.timeout / 4, 2 * self._usual))
+                patience = max(0.15 * self._settings.timeout, 2 * self._usual)
+                await asyncio.wait(pending, timeout=patience)
                 if not first.done():
                     asked.append(asyncio.ensure_future(self._question()))
                     pending.add(asked[-1])
+                    done, _ = await asyncio.wait(
+                        pending, timeout=max(TURN, LATE - patience), return_when=asyncio.FIRST_COMPLETED
+                    )
+                    if not done:
+                        self._now(evidence.late(self.view, asked_at))
             while pending:
                 done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
                 results = [task.result() for task in done]

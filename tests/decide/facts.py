@@ -59,6 +59,11 @@ def silent(seen: Seen, since: float = 3.0, misses: int = MISSED, miss: Miss = Mi
     )
 
 
+def late(seen: Seen, since: float = 0.5) -> Seen:
+    """Its answer to the question that was put `since` seconds ago is late."""
+    return probed(seen, late_since=NOW - since)
+
+
 def working(seen: Seen, in_flight: int = 2, *, told: bool = True, moved: float = 100.0) -> Seen:
     """Users' work is in it, which moved last `moved` seconds ago; `told`: it reports its progress."""
     seen = trafficked(seen, in_flight=in_flight)

@@ -16,6 +16,7 @@ from tests.decide.facts import (
     idle_cpu,
     in_phase,
     instance,
+    late,
     loading,
     probed,
     quiet,
@@ -76,6 +77,19 @@ TABLE: dict[str, tuple[Seen, VerdictKind]] = {
     ),
     "refuses connections for a moment": (silent(instance(), 1.0, miss=Miss.REFUSED), V.SUSPECT),
     "refuses connections for longer": (silent(instance(), 6.0, miss=Miss.REFUSED), V.DEAD),
+    # its answer is late, and not missed yet: it leaves the rotation only where its work stands still as well
+    "is late, its work stands still and it uses no CPU": (idle_cpu(late(working(instance(), moved=3.0))), V.SUSPECT),
+    "the same, opaque": (idle_cpu(late(working(instance(), told=False))), V.SUSPECT),
+    "the same, it uses the CPU": (late(working(instance(), moved=3.0)), V.SERVING),
+    "is late, uses no CPU, has just answered a user": (
+        trafficked(idle_cpu(late(working(instance(), told=False))), completed_at=NOW - 0.5),
+        V.SERVING,
+    ),
+    "is late, uses no CPU, and its answers take as long as that": (
+        trafficked(idle_cpu(late(working(instance(), told=False))), completed_at=NOW - 3.0, mean_ms=4000.0),
+        V.SERVING,
+    ),
+    "is late, uses no CPU, and has nothing to do": (idle_cpu(late(instance())), V.SERVING),
     # it does not answer: two witnesses
     "silent, reports progress, uses no CPU": (hung(1), V.HUNG),
     "the same for less than a second": (idle_cpu(silent(working(instance())), 0.5), V.SUSPECT),

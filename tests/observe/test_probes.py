@@ -118,6 +118,18 @@ async def test_a_killed_process_has_two_failures_in_less_than_an_interval_and_a_
         assert view.miss is Miss.REFUSED
 
 
+async def test_an_answer_that_is_late_is_told_long_before_it_counts_as_missed() -> None:
+    settings = replace(QUICK, interval=0.5, timeout=5.0)
+    async with standin() as server, watching([server.fact], settings) as watched:
+        await watched.until(lambda v: v.successes)
+        server.stop()
+        view = await watched.until(lambda v: v.late_since is not None)
+        assert (view.failures, view.said) == (0, Said.HEALTHY)
+        server.go_on()
+        view = await watched.until(lambda v: v.late_since is None)
+        assert view.failures == 0
+
+
 async def test_one_lost_connection_is_no_failure_when_another_is_answered() -> None:
     connections = 0
 

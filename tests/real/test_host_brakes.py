@@ -196,8 +196,8 @@ def test_one_that_really_hangs_with_work_is_out_of_rotation_and_ended_as_soon_as
                 "a new one serves",
             )
         print(f"out of rotation after {out_s:.1f} s")
-        # The last answer before it hung may be up to interval old: interval + timeout + the second question's delay.
-        assert out_s <= 2.0 + OUT_WITHIN_S + 0.5
+        # It is asked interval after its last answer at the latest, and is late 0.3 s later; then nginx is reloaded.
+        assert out_s <= OUT_WITHIN_S + 0.5, "half a second for a busy machine"
         assert {how for _, _, how in crowd.answers} == {"200"}
         assert "uses no CPU" in one(host.status(), victim["name"])["last_failure"]["reason"]
 
