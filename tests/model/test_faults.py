@@ -72,7 +72,7 @@ def test_a_query_of_death_is_answered_once_and_no_stream_and_no_health_suffers(f
     assert server.health()["status"] == "healthy"
 
 
-def test_text_that_gives_an_id_the_model_does_not_have_is_refused_by_every_endpoint_and_no_stream_suffers(
+def test_text_that_would_give_an_id_the_model_does_not_have_is_text_in_a_chat_or_refused_and_no_stream_suffers(
     model_cache: Path, start_server: StartServer, tmp_path: Path
 ) -> None:
     directory = tmp_path / "model"
@@ -85,13 +85,14 @@ def test_text_that_gives_an_id_the_model_does_not_have_is_refused_by_every_endpo
         stream = pool.submit(server.chat, "讲个故事", ignore_eos=True, max_tokens=1500)
         wait_for(lambda: server.progress()["in_flight"] == 1, "the stream to run")
         for _ in range(3):
-            refused = [
+            answers = [
                 server.chat("hello <|extra|>", max_tokens=3),
                 server.client.post(f"{server.url}/v1/completions", json={"prompt": "<|extra|>", "max_tokens": 3}),
                 server.ask("<|extra|>"),
             ]
-            assert [response.status_code for response in refused] == [400, 400, 422]
-            assert all("token ids must be under" in response.text for response in refused)
+            # In a dialogue nothing that a user writes makes a special token; bare text may hold them.
+            assert [response.status_code for response in answers] == [200, 400, 200]
+            assert "token ids must be under" in answers[1].text
         assert stream.result().json()["usage"]["completion_tokens"] == 1500
     assert server.health()["status"] == "healthy"
 
