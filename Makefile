@@ -30,8 +30,7 @@ check: setup
 	@$(BIN)/lint-imports --no-logo
 
 sim: setup
-	@$(BIN)/python -m tests.sim $(or $(SEED),$(error say which seed: make sim SEED=7)) --hours $(or $(HOURS),20) \
-	  --seeds $(or $(SEEDS),1) -v
+	@$(BIN)/python -m tests.sim $(or $(SEED),$(error say which seed: make sim SEED=7)) --hours $(or $(HOURS),20) --seeds $(or $(SEEDS),1) -v
 
 docs: setup
 	@$(BIN)/python tools/configdoc.py
