@@ -15,9 +15,10 @@ from pathlib import Path
 import structlog
 
 from hasupervisor import __version__, ambient, assembly, config
+from hasupervisor.components import ComponentExited
 from hasupervisor.config import Config, ConfigError
 from hasupervisor.descriptors import raise_limit
-from hasupervisor.house import House, PartEnded
+from hasupervisor.house import House
 from hasupervisor.lock import CannotTake, Held, lock_folder, take_socket
 from hasupervisor.memory import TooNew
 from hasupervisor.report.log import CannotLog, loop_failure
@@ -94,7 +95,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             belongings = partial(House, files=files, owner=owner, supervised=supervised)
             house = partial(belongings, settings, source, notifier, keeping, control.socket)
             asyncio.run(_run(settings, source, notifier, house, stop_all=options.on_exit == "stop"))
-    except (Held, CannotTake, TooNew, PartEnded, Refused, Alive) as error:
+    except (Held, CannotTake, TooNew, ComponentExited, Refused, Alive) as error:
         print(f"chatglm-had: {error}", file=sys.stderr)
         return EXIT_FAILED
     return EXIT_DONE

@@ -69,7 +69,7 @@ def is_exhausted(error: BaseException | None) -> TypeGuard[OSError]:
     return isinstance(error, OSError) and error.errno in EXHAUSTED
 
 
-class Seldom:
+class LogThrottle:
     """Says whether something that may happen a thousand times a second is worth a line of the log now."""
 
     def __init__(self, every: float = SAY_AGAIN, clock: Callable[[], float] = time.monotonic) -> None:
@@ -87,7 +87,7 @@ class Seldom:
         return True
 
 
-class Door:
+class Acceptor:
     """Takes the connections of a listening socket; those for which there is no room wait in the kernel's queue.
 
     asyncio's own server takes as many as `backlog` in one turn, and when it runs out of descriptors it logs as many
@@ -106,7 +106,7 @@ class Door:
         self._listening = listening
         self._protocol = protocol
         self._has_room = has_room
-        self._is_worth_saying = Seldom()
+        self._may_log = LogThrottle()
         self._loop = asyncio.get_running_loop()
         self._arrivals: set[asyncio.Task[None]] = set()
         self._rest: asyncio.TimerHandle | None = None
@@ -146,7 +146,7 @@ class Door:
             arrival.add_done_callback(self._arrivals.discard)
 
     def _pause(self, error: OSError) -> None:
-        if self._is_worth_saying(error.errno):
+        if self._may_log(error.errno):
             log.error(f"cannot take a connection: {error.strerror}; ls /proc/{os.getpid()}/fd | wc -l")
         self._loop.remove_reader(self._listening)
         self._rest = self._loop.call_later(TRY_AGAIN, self._again)
@@ -166,7 +166,7 @@ class Door:
 def streams(
     connected: Callable[[asyncio.StreamReader, asyncio.StreamWriter], None],
 ) -> Callable[[], asyncio.StreamReaderProtocol]:
-    """For a Door: `connected(reader, writer)` is called for each connection, as asyncio.start_server does."""
+    """For a Acceptor: `connected(reader, writer)` is called for each connection, as asyncio.start_server does."""
 
     def protocol() -> asyncio.StreamReaderProtocol:
         return asyncio.StreamReaderProtocol(asyncio.StreamReader(), connected)

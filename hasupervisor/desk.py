@@ -11,6 +11,7 @@ from typing import Any
 from hasupervisor import replaying
 from hasupervisor.act.nginx.gateway import Gateway
 from hasupervisor.autoscaler import Autoscaler
+from hasupervisor.command_checks import CommandChecks
 from hasupervisor.config import Config, ConfigError
 from hasupervisor.decide import scaling
 from hasupervisor.decide.autoscale.replay import Row, Total
@@ -28,7 +29,6 @@ from hasupervisor.model import (
     Wants,
     World,
 )
-from hasupervisor.objections import Objections
 from hasupervisor.report.desk import (
     ConfigView,
     DrillAsked,
@@ -80,7 +80,7 @@ class OperatorDesk:
     def __init__(self, behind: Behind) -> None:
         self._behind = behind
         self._loop = behind.loop
-        self._why_not = Objections(behind.loop, behind.config)
+        self._why_not = CommandChecks(behind.loop, behind.config)
 
     # --- questions ----------------------------------------------------------------------------------------------------
 

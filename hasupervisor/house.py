@@ -16,8 +16,8 @@ import structlog
 from hasupervisor import __version__, assembly, picture
 from hasupervisor.act.nginx.gateway import Gateway
 from hasupervisor.act.runner import Runner
-from hasupervisor.asides import Asides
 from hasupervisor.autoscaler import Autoscaler, Senses
+from hasupervisor.components import OptionalComponents, run_until_stopped
 from hasupervisor.config import Config, ConfigError, changed_keys, retired_keys
 from hasupervisor.config.keys import value_of
 from hasupervisor.config.values import shown, toml
@@ -25,7 +25,7 @@ from hasupervisor.decide.autoscale.facts import Lesson, Sample
 from hasupervisor.descriptors import OpenFiles
 from hasupervisor.desk import Behind, OperatorDesk
 from hasupervisor.drill.drills import Books, Drills
-from hasupervisor.gateway_story import GatewayStory
+from hasupervisor.gateway_events import GatewayEvents
 from hasupervisor.loop import Loop, Parts, Remembered
 from hasupervisor.memory import MemoryTrouble, Scribe
 from hasupervisor.model import GatewayView, Note, Outcome, Plan, State, Wants
@@ -73,10 +73,6 @@ class Source(Protocol):
         """Raises ConfigError."""
 
 
-class PartEnded(Exception):
-    """A part that runs as long as the daemon has ended by itself: a defect, and a reason to start anew."""
-
-
 class House:
     """Everything that runs in one daemon. `run` once; then, if wanted, `stop_everything`."""
 
@@ -102,7 +98,7 @@ class House:
         self._started_wall = time.time()
         self._is_ready = False
         self._has_served = False
-        self._asides = Asides()
+        self._optional = OptionalComponents()
         self._runtime = self._new_runtime()
         self._scribe = Scribe(settings.state.dir / "state.db")
         self._gateway = Gateway(
@@ -113,7 +109,7 @@ class House:
             lasting=assembly.runtime_directory(os.environ) if keeping.lasts else None,
         )
         self._gateway_before = GatewayView()
-        self._story = GatewayStory(self._note)
+        self._gateway_events = GatewayEvents(self._note)
         has_gateway = settings.nginx.mode != "off"
         sock = _log_socket(settings, keeping)
         self._traffic = Traffic(sock, InFlight(), on_errors=self._wake, gateway=has_gateway)
@@ -132,11 +128,11 @@ class House:
         self._metrics: Metrics | None = None
 
     async def run(self, stopping: asyncio.Event) -> None:
-        """Runs until `stopping` is set; instances and nginx are left as they are. Raises PartEnded, TooNew, Refused."""
+        """Runs until `stopping` is set; instances and nginx stay. Raises ComponentExited, TooNew, Refused."""
         await self._claim()
         loop = await self._open()
         try:
-            await _until(stopping, self._parts_that_run(loop, stopping))
+            await run_until_stopped(stopping, self._parts_that_run(loop, stopping))
         finally:
             await self._close()
 
@@ -221,7 +217,7 @@ class House:
         )
         self._loop = Loop(self._loop_parts(), assembly.policy(self._settings), remembered)
         self._autoscaler = await self._remembering(self._loop, known.lessons)
-        self._story.begin(self._gateway.view())
+        self._gateway_events.begin(self._gateway.view())
         self._instances.start()
         if self._gpus is not None:
             self._gpus.start()
@@ -300,7 +296,7 @@ class House:
         running: dict[str, Coroutine[Any, Any, None]] = {
             "memory": self._scribe.run(),
             "cycle": loop.run(self._cycled),
-            "drills": self._asides.keep("drills", self._drills.run(), stopping),
+            "drills": self._optional.keep("drills", self._drills.run(), stopping),
             "control socket": serve(self._control, control_api(desk, stopping), stopping, Limits()),
         }
         listen = self._settings.http.listen
@@ -308,10 +304,10 @@ class House:
             try:
                 pages = http.bind(listen)
             except http.CannotListen as error:  # the pages are for looking; they are not worth the service
-                self._asides.missing("pages", f"{error}; then: systemctl restart chatglm-ha")
+                self._optional.missing("pages", f"{error}; then: systemctl restart chatglm-ha")
             else:
                 application = http.public_pages(desk, self._metrics, listen)
-                running["pages"] = self._asides.keep(
+                running["pages"] = self._optional.keep(
                     "pages", serve(pages, application, stopping, http.LIMITS), stopping
                 )
         return running
@@ -325,7 +321,7 @@ class House:
             autoscaler=autoscaler,
             probe_trouble=self._probes.trouble,
             drill=self._drills.problem,
-            troubles=lambda: [*self._asides.problems(), *self._runtime.problems()],
+            troubles=lambda: [*self._optional.problems(), *self._runtime.problems()],
             clock=time.monotonic,
             wall=time.time,
             started_wall=self._started_wall,
@@ -353,7 +349,7 @@ class House:
     def _instances_changed(self) -> None:
         facts = self._instances.view().facts
         self._traffic.follow(facts)
-        self._story.met(facts)
+        self._gateway_events.met(facts)
         if self._loop is not None:
             self._loop.strangers(self._instances.strangers())
             self._loop.wake()
@@ -367,7 +363,7 @@ class House:
             elif before.ok and not now.ok:
                 self._metrics.reloaded(ok=False)
         if self._loop is not None:
-            self._story.tell(before, now, self._instances.view().facts)
+            self._gateway_events.tell(before, now, self._instances.view().facts)
         self._wake()
 
     def _note(self, note: Note) -> None:
@@ -396,9 +392,9 @@ class House:
     def _cycled(self, plan: Plan, seconds: float) -> None:
         """A cycle has ended: the only thing that feeds the watchdog. What else follows a cycle cannot starve it."""
         self._notifier.alive(plan.summary)
-        self._asides.run("metrics", lambda: self._count(seconds))
+        self._optional.run("metrics", lambda: self._count(seconds))
         if self._autoscaler is not None:
-            self._asides.run("autoscaler", self._autoscaler.look)
+            self._optional.run("autoscaler", self._autoscaler.look)
         looked = self._loop is not None and (self._loop.settled or self._instances.view().trouble is not None)
         if not self._is_ready and looked:
             self._is_ready = True
@@ -421,25 +417,6 @@ class House:
     def _address(self) -> str:
         nginx = self._settings.nginx
         return "nginx is off" if nginx.mode == "off" else f"http://{assembly.reachable(nginx.listen)}/"
-
-
-async def _until(stopping: asyncio.Event, parts: dict[str, Coroutine[Any, Any, None]]) -> None:
-    """Runs all parts until `stopping` is set; they are then ended. Raises PartEnded when one ends before."""
-    stop = asyncio.create_task(stopping.wait(), name="stopping")
-    tasks = [asyncio.create_task(part, name=name) for name, part in parts.items()]
-    try:
-        await asyncio.wait([stop, *tasks], return_when=asyncio.FIRST_COMPLETED)
-        ended = [task for task in tasks if task.done()]
-        if ended and not stopping.is_set():
-            error = ended[0].exception()
-            log.error(f"BUG: the {ended[0].get_name()} ended by itself", exc_info=error)
-            raise PartEnded(f"the {ended[0].get_name()} ended by itself: {error!r}")
-    finally:
-        stopping.set()
-        for task in (stop, *tasks):
-            if task.get_name() not in ("control socket", "pages"):  # those end by themselves, politely
-                task.cancel()
-        await asyncio.gather(stop, *tasks, return_exceptions=True)
 
 
 def _log_socket(settings: Config, keeping: Keeping) -> socket.socket | None:

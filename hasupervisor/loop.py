@@ -18,7 +18,7 @@ import structlog
 from hasupervisor.cardbook import CardBook, CardMemory, GpuLook
 from hasupervisor.decide.health import is_late, progressed_at
 from hasupervisor.decide.plan import plan
-from hasupervisor.descriptors import Seldom, is_exhausted
+from hasupervisor.descriptors import LogThrottle, is_exhausted
 from hasupervisor.model import (
     Address,
     Cause,
@@ -153,7 +153,7 @@ class Loop:
         self._listed_first: float | None = None
         self._wake = asyncio.Event()
         self._moved = asyncio.Condition()
-        self._is_worth_saying = Seldom()
+        self._may_log = LogThrottle()
         self._strangers: frozenset[str] = frozenset()
 
     # --- what others tell the loop ------------------------------------------------------------------------------------
@@ -233,7 +233,7 @@ class Loop:
                     await self._wake.wait()
 
     def _say_failed(self, error: Exception, words: str) -> None:
-        if not self._is_worth_saying((words, repr(error))):
+        if not self._may_log((words, repr(error))):
             return
         if is_exhausted(error):
             log.error(f"{words}: {error.strerror}; chatglm-hactl doctor")

@@ -25,7 +25,7 @@ from typing import Any
 import structlog
 from structlog.typing import EventDict, Processor
 
-from hasupervisor.descriptors import Seldom, is_exhausted
+from hasupervisor.descriptors import LogThrottle, is_exhausted
 
 KEEP_LINES = 10_000
 """Lines that wait for a place that does not take them; then the newest are dropped, and counted."""
@@ -48,7 +48,7 @@ _PRIORITIES = {
 }
 
 
-_is_worth_saying = Seldom()
+_may_log = LogThrottle()
 
 
 class CannotLog(Exception):
@@ -92,11 +92,11 @@ def loop_failure(_: asyncio.AbstractEventLoop, context: Mapping[str, Any]) -> No
     error = context.get("exception")
     if is_exhausted(error):
         words = f"cannot take a connection: {error.strerror}; ls /proc/{os.getpid()}/fd | wc -l"
-        if _is_worth_saying(words):
+        if _may_log(words):
             structlog.get_logger(__name__).error(words)
         return
     words = f"BUG: {context.get('message', 'unhandled')}"
-    if _is_worth_saying(words):
+    if _may_log(words):
         structlog.get_logger(__name__).error(words, exc_info=error)
 
 

@@ -12,7 +12,7 @@ from starlette.requests import ClientDisconnect
 from uvicorn.config import Config
 from uvicorn.server import ServerState
 
-from hasupervisor.descriptors import Door
+from hasupervisor.descriptors import Acceptor
 from hasupervisor.report.answers import Application, Receive, Scope, Send, abort, defect
 from hasupervisor.report.connection import Connection, Limits
 
@@ -47,11 +47,11 @@ async def serve(listener: socket.socket, application: Application, stopping: asy
     config.load()
     state = ServerState()
     listener.listen(BACKLOG)
-    door = Door(listener, lambda: Connection(config, state, limits))
+    acceptor = Acceptor(listener, lambda: Connection(config, state, limits))
     try:
         await stopping.wait()
     finally:
-        door.close()
+        acceptor.close()
         await _close(state)
 
 

@@ -1,4 +1,4 @@
-"""Descriptors: the limit is raised and shared out; a door takes no more than there is room for, and says so seldom."""
+"""Descriptors: the limit is raised and shared out; an acceptor takes what there is room for, and says so seldom."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import pytest
 from structlog.testing import capture_logs
 
-from hasupervisor.descriptors import FEWEST, RESERVED, Door, OpenFiles, Seldom, streams
+from hasupervisor.descriptors import FEWEST, RESERVED, Acceptor, LogThrottle, OpenFiles, streams
 from tests.real.waiting import eventually
 
 RAISE = """
@@ -45,7 +45,7 @@ def test_requests_that_wait_leave_the_descriptors_that_all_else_needs(limit: int
 
 def test_the_same_words_are_said_once_in_a_while_and_others_are_not_held_back_by_them() -> None:
     now = 0.0
-    is_worth_saying = Seldom(10.0, lambda: now)
+    is_worth_saying = LogThrottle(10.0, lambda: now)
     said = []
     for second in range(25):
         now = float(second)
@@ -53,11 +53,11 @@ def test_the_same_words_are_said_once_in_a_while_and_others_are_not_held_back_by
     assert said == [(at, what) for at in (0, 10, 20) for what in ("a", "b")]
 
 
-# --- a door -----------------------------------------------------------------------------------------------------------
+# --- the acceptor -----------------------------------------------------------------------------------------------------
 
 
 class Guests:
-    """Who came through a door, each until it is let go."""
+    """Who came through an acceptor, each until it is let go."""
 
     def __init__(self, room: int) -> None:
         self.room = room
@@ -65,7 +65,7 @@ class Guests:
         self.most = 0
         listening = socket.create_server(("127.0.0.1", 0), backlog=200)
         self.address = listening.getsockname()
-        self.door = Door(listening, streams(self._came), lambda: len(self.inside) < self.room)
+        self.acceptor = Acceptor(listening, streams(self._came), lambda: len(self.inside) < self.room)
 
     def _came(self, _: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.inside.append(writer)
@@ -73,7 +73,7 @@ class Guests:
 
     def let_go(self) -> None:
         self.inside.pop().close()
-        self.door.freed()
+        self.acceptor.freed()
 
 
 @pytest.fixture
@@ -94,7 +94,7 @@ async def test_those_for_whom_there_is_no_room_wait_and_come_in_as_others_leave(
         guests.let_go()
         came += 1
     assert guests.most < 40 + 2 * 16  # those of one turn of the loop, taken before the first of them had come in
-    guests.door.close()
+    guests.acceptor.close()
 
 
 async def test_without_a_descriptor_it_rests_says_so_once_and_takes_connections_again_afterwards(
@@ -112,11 +112,11 @@ async def test_without_a_descriptor_it_rests_says_so_once_and_takes_connections_
             for one in more:
                 one.connect(guests.address)
             await eventually(lambda: logged)
-            await eventually(lambda: guests.door._rest is None)  # it has tried again, in vain
-            await eventually(lambda: guests.door._rest is not None)
+            await eventually(lambda: guests.acceptor._rest is None)  # it has tried again, in vain
+            await eventually(lambda: guests.acceptor._rest is not None)
         finally:
             resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
         await eventually(lambda: len(guests.inside) == 50)
     (line,) = logged
     assert line["event"].startswith("cannot take a connection: Too many open files; ls /proc/")
-    guests.door.close()
+    guests.acceptor.close()

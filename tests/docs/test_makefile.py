@@ -14,7 +14,9 @@ def make(*words: str) -> subprocess.CompletedProcess[str]:
     """What make would do, without doing it."""
     command = ["make", "--dry-run", "--no-print-directory", *words]
     # Not what the make that runs the tests hands down.
-    env = {key: value for key, value in os.environ.items() if key not in ("SEED", "HOURS", "SEEDS") and "MAKE" not in key}
+    env = {
+        key: value for key, value in os.environ.items() if key not in ("SEED", "HOURS", "SEEDS") and "MAKE" not in key
+    }
     return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=30)
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import structlog
 
 from hasupervisor.act.nginx.waiting import RETRY_AFTER, Asked, Told, Verdict, WaitingRoom
-from hasupervisor.descriptors import SURPLUS, Door, streams
+from hasupervisor.descriptors import SURPLUS, Acceptor, streams
 
 log = structlog.get_logger(__name__)
 
@@ -39,23 +39,23 @@ class Room:
     def __init__(self, serving: Callable[[], int], waiting: WaitingRoom) -> None:
         self._serving = serving
         self._waiting = waiting
-        self._door: Door | None = None
+        self._acceptor: Acceptor | None = None
         self._answers: set[asyncio.Task[None]] = set()
 
     @property
     def open(self) -> bool:
-        return self._door is not None
+        return self._acceptor is not None
 
     async def start(self, listener: socket.socket) -> None:
         """Begins to answer on a socket that listens already; it is closed with this. Raises OSError."""
         # Not a server of asyncio's: that one may take the socket's name away when it closes, which is to stay.
-        self._door = Door(listener, streams(self._connected), self._has_room)
+        self._acceptor = Acceptor(listener, streams(self._connected), self._has_room)
 
     async def close(self) -> None:
         """Stops listening. Whoever waits is let go of: nginx tells those clients that nobody serves."""
-        if self._door is not None:
-            self._door.close()  # who asks from here on is refused, or waits where the socket is held
-            self._door = None
+        if self._acceptor is not None:
+            self._acceptor.close()  # who asks from here on is refused, or waits where the socket is held
+            self._acceptor = None
         for answer in self._answers:
             answer.cancel()
         await asyncio.gather(*self._answers, return_exceptions=True)
@@ -71,8 +71,8 @@ class Room:
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._answers.discard(task)
-        if self._door is not None:
-            self._door.freed()
+        if self._acceptor is not None:
+            self._acceptor.freed()
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error("BUG: the room could not answer nginx", exc_info=error)
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from structlog.testing import capture_logs
 
-from hasupervisor.asides import Asides
+from hasupervisor.components import OptionalComponents
 from tests.autoscale.hosting import Host
 from tests.real.waiting import eventually
 
@@ -21,38 +21,38 @@ def failing(error: Exception) -> Callable[[], None]:
 
 
 def test_a_step_that_fails_is_a_problem_until_it_goes_well_again_and_a_line_once_in_a_while() -> None:
-    asides = Asides()
+    components = OptionalComponents()
     with capture_logs() as logged:
         for _ in range(100):
-            asides.run("autoscaler", failing(ZeroDivisionError("oh")))
-    (problem,) = asides.problems()
+            components.run("autoscaler", failing(ZeroDivisionError("oh")))
+    (problem,) = components.problems()
     assert (problem.subject, problem.hint) == ("autoscaler", "chatglm-hactl doctor")
     assert problem.sentence == "the autoscaler failed: ZeroDivisionError: oh; instances are looked after all the same"
     assert [line["event"] for line in logged] == [f"BUG: {problem.sentence}"]
-    asides.run("autoscaler", lambda: None)
-    assert asides.problems() == []
+    components.run("autoscaler", lambda: None)
+    assert components.problems() == []
 
 
 def test_a_want_of_descriptors_is_no_defect_of_ours() -> None:
-    asides = Asides()
+    components = OptionalComponents()
     with capture_logs() as logged:
-        asides.run("metrics", failing(OSError(errno.EMFILE, "Too many open files")))
+        components.run("metrics", failing(OSError(errno.EMFILE, "Too many open files")))
     assert [line["event"] for line in logged] == [
         "the metrics failed: Too many open files; instances are looked after all the same"
     ]
 
 
 async def test_a_part_that_ends_by_itself_does_not_end_the_daemon() -> None:
-    asides, stopping = Asides(), asyncio.Event()
+    components, stopping = OptionalComponents(), asyncio.Event()
 
     async def pages() -> None:
         raise RuntimeError("no more")
 
     with capture_logs():
-        kept = asyncio.create_task(asides.keep("pages", pages(), stopping))
-        await eventually(asides.problems)
+        kept = asyncio.create_task(components.keep("pages", pages(), stopping))
+        await eventually(components.problems)
     assert not kept.done()
-    assert "systemctl restart chatglm-ha" in asides.problems()[0].sentence
+    assert "systemctl restart chatglm-ha" in components.problems()[0].sentence
     stopping.set()
     await kept
 

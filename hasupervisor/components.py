@@ -1,4 +1,4 @@
-"""Runs what instances do not depend on: it may fail, and then that is its own problem, told, and the rest goes on."""
+"""Runs the daemon's components: the end of an essential one ends the daemon, any other may fail, and that is told."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import structlog
 
-from hasupervisor.descriptors import Seldom, is_exhausted
+from hasupervisor.descriptors import LogThrottle, is_exhausted
 from hasupervisor.model import Problem
 
 log = structlog.get_logger(__name__)
@@ -16,12 +16,16 @@ log = structlog.get_logger(__name__)
 GOES_ON = "instances are looked after all the same"
 
 
-class Asides:
+class ComponentExited(Exception):
+    """A part that runs as long as the daemon has ended by itself: a defect, and a reason to start anew."""
+
+
+class OptionalComponents:
     """Parts beside the cycle: metrics, the autoscaler, the pages, the drills."""
 
     def __init__(self) -> None:
         self._failing: dict[str, str] = {}  # by part: why it failed when it ran last
-        self._is_worth_saying = Seldom()
+        self._may_log = LogThrottle()
 
     def problems(self) -> list[Problem]:
         """What goes wrong in them now, for `status`."""
@@ -51,7 +55,7 @@ class Asides:
 
     def _failed(self, part: str, words: str, error: Exception) -> None:
         self._failing[part] = words
-        if not self._is_worth_saying((part, words)):
+        if not self._may_log((part, words)):
             return
         if is_exhausted(error):
             log.error(words)
@@ -61,3 +65,22 @@ class Asides:
 
 def _words(error: Exception) -> str:
     return str(error.strerror) if is_exhausted(error) else f"{type(error).__name__}: {error}"
+
+
+async def run_until_stopped(stopping: asyncio.Event, parts: dict[str, Coroutine[Any, Any, None]]) -> None:
+    """Runs all parts until `stopping` is set; they are then ended. Raises ComponentExited when one ends before."""
+    stop = asyncio.create_task(stopping.wait(), name="stopping")
+    tasks = [asyncio.create_task(part, name=name) for name, part in parts.items()]
+    try:
+        await asyncio.wait([stop, *tasks], return_when=asyncio.FIRST_COMPLETED)
+        ended = [task for task in tasks if task.done()]
+        if ended and not stopping.is_set():
+            error = ended[0].exception()
+            log.error(f"BUG: the {ended[0].get_name()} ended by itself", exc_info=error)
+            raise ComponentExited(f"the {ended[0].get_name()} ended by itself: {error!r}")
+    finally:
+        stopping.set()
+        for task in (stop, *tasks):
+            if task.get_name() not in ("control socket", "pages"):  # those end by themselves, politely
+                task.cancel()
+        await asyncio.gather(stop, *tasks, return_exceptions=True)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from hasupervisor.model import Address, Fact, GatewayView, Note
 
 
-class GatewayStory:
+class GatewayEvents:
     """Compares each view of the gateway with the one before, and writes down what is proven, not what is wanted."""
 
     def __init__(self, note: Callable[[Note], None]) -> None:

@@ -12,7 +12,7 @@ from hasupervisor.model.gpu import DriverState
 from hasupervisor.report.desk import Refused, Unavailable, no_such_instance
 
 
-class Objections:
+class CommandChecks:
     """Asked by the desk before it does what a person wants."""
 
     def __init__(self, loop: Loop, config: Callable[[], Config]) -> None:
