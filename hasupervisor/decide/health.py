@@ -328,7 +328,8 @@ def _silent_with_work(case: _Case) -> Verdict:
     signs = (probe.first_failure_at, probe.answered_at, traffic.completed_at, traffic.bytes_at)
     silent = case.now - max((at for at in signs if at is not None), default=0.0)
     if silent >= hang_after:
-        kind = VerdictKind.HUNG if surely else VerdictKind.DEAD
+        # Its own last count is as old as its silence: without a look at its work or its CPU it is no witness for now.
+        kind = VerdictKind.HUNG if traffic.in_flight_known or (surely and case.uses_no_cpu) else VerdictKind.DEAD
         return Verdict(kind, f"{working}, no answer and no progress for {silent:.0f} s")
     return Verdict(
         VerdictKind.SUSPECT,

@@ -135,7 +135,8 @@ def _resume(world: World) -> World:
         if fact is None or fact.phase is not Phase.RUNNING or record.incarnation is not None:
             return seen
         proven = _was_proven(record, fact)
-        routed = fact.address in world.routed_at_start
+        another = record.proven is not None and record.proven != fact.runtime_id  # at the same address, by now
+        routed = fact.address in world.routed_at_start and not another
         if world.gateway.off:  # there is no table on the disk that would tell
             routed = proven
         state = State.SERVING if routed else State.LOADING

@@ -104,6 +104,10 @@ TABLE: dict[str, tuple[Seen, VerdictKind]] = {
         V.HUNG,
     ),
     # nobody knows, and it may be busy: SIGTERM and no SIGKILL
+    "silent for hang_after, cannot be seen into, its own last count shows work, nobody knows of its CPU": (
+        trafficked(silent(working(instance()), HANG + 1.0), in_flight=0, in_flight_known=False),
+        V.DEAD,
+    ),
     "silent, cannot be seen into, for hang_after": (trafficked(quiet(1, HANG + 1.0), in_flight_known=False), V.DEAD),
     # nobody could ask
     "was not asked yet": (replace(instance(met_at=NOW - 1.0), probe=None), V.UNKNOWN),
