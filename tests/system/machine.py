@@ -36,7 +36,8 @@ RIGHTS: dict[str, Any] = {
     "security_opt": ["seccomp=unconfined", "apparmor=unconfined"],
     "tmpfs": {"/run": "", "/run/lock": "", "/tmp": ""},
     "cgroupns": "private",
-    "sysctls": {"net.unix.max_dgram_qlen": "512"},  # what systemd sets where it boots a machine
+    # What systemd sets where it boots a machine, and what a dockerd inside wants to set and may not.
+    "sysctls": {"net.unix.max_dgram_qlen": "512", "net.ipv4.ip_forward": "1"},
 }
 
 
