@@ -77,8 +77,8 @@ def problems(
             Problem("runtime", f"{world.runtime.trouble}; routing stays as it was", "chatglm-hactl history --since 10m")
         )
     elif (old := stale_list(world)) is not None:
-        words = f"{old.removeprefix('waits: ')}; nothing is started or ended"
-        found.append(Problem("runtime", words, "chatglm-hactl doctor"))
+        words = f"{old.removeprefix('waits: ')}; until the next one nothing is started or ended"
+        found.append(Problem("runtime", words, "systemctl restart chatglm-ha (instances are not touched)"))
     found.extend(_gateway_problems(world.gateway))
     if cause is not None:
         words = f"common cause: {cause.sentence(world.now)}; one at a time is restarted, to see whether it helps"

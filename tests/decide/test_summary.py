@@ -9,7 +9,7 @@ import pytest
 
 from hasupervisor.decide.placement import LIST_LASTS
 from hasupervisor.decide.summary import LONG, colour
-from hasupervisor.model import Cause, Colour, GatewayView, Leaving, Pause, RuntimeView, Seen, State, Wants
+from hasupervisor.model import Cause, Colour, GatewayView, Leaving, Pause, RuntimeView, Seen, State, StepKind, Wants
 from tests.decide.facts import NOW, decided, gone, hung, instance, loading, probed, quiet, sick, silent, trafficked
 from tests.decide.gpu_facts import name
 
@@ -106,8 +106,15 @@ def test_what_troubles_the_host_is_told_with_its_next_command() -> None:
 def test_a_list_that_nobody_has_renewed_is_no_fact_and_is_told() -> None:
     found = decided([instance(1), gone(2)], runtime=RuntimeView(listed_at=NOW - LIST_LASTS - 1.0))
     assert found.steps == ()
-    assert (found.problems[0].subject, found.problems[0].hint) == ("runtime", f"{CTL} doctor")
-    assert found.problems[0].sentence == "the list of instances is 61 s old; nothing is started or ended"
+    told = found.problems[0]
+    assert told.subject == "runtime"
+    assert told.sentence == "the list of instances is 61 s old; until the next one nothing is started or ended"
+    assert told.hint == "systemctl restart chatglm-ha (instances are not touched)"
+
+
+def test_the_next_list_ends_what_waits_for_it() -> None:
+    found = decided([instance(1), gone(2)], runtime=RuntimeView(listed_at=NOW))
+    assert [(step.kind, step.name) for step in found.steps] == [(StepKind.START, name(2))]
 
 
 def test_a_common_cause_is_one_problem_of_the_service_and_says_what_is_done() -> None:

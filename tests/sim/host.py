@@ -176,7 +176,7 @@ class Daemon:
     def resume(self, skipped: float) -> None:
         """After a jump."""
         self._tick = None
-        self.picture.resume()
+        self.picture.resume(skipped)
         self.prober.resume(skipped)
         self.wake()
 
@@ -234,6 +234,7 @@ class Host:
 
     def run_until(self, end: float, done: Callable[[], bool] = lambda: False) -> bool:
         """Lets time pass until `done` says so (True) or `end` comes (False)."""
+        self._calm_cycles = 0  # whoever calls may have changed something, which no cycle has seen yet
         self.engine.at(end, lambda: None)
         while self.engine.now < end:
             if done():
@@ -260,9 +261,9 @@ class Host:
 
     def _longest(self, loop: Loop) -> float:
         """Seconds; short where somebody waits for something whose end only the decisions know."""
-        plan = loop.latest
-        waits = plan is not None and any(j.state in (State.STARTING, State.LOADING) for j in plan.instances)
-        return LONGEST_JUMP_BESIDE_WAITERS if waits and self.endless.any else LONGEST_JUMP
+        plan, waiters = loop.latest, (State.STARTING, State.LOADING, State.BACKOFF)
+        waits = plan is not None and any(j.state in waiters for j in plan.instances)
+        return LONGEST_JUMP_BESIDE_WAITERS if waits else LONGEST_JUMP
 
     def _deadlines(self, loop: Loop) -> list[float]:
         """When a decision will come out differently although nothing happens."""

@@ -70,8 +70,12 @@ class Picture:
         self._asking = True
         self._engine.after(0.0, lambda: self._dockerd.list(self._take) if self._alive() else None)
 
-    def resume(self) -> None:
-        """After a jump: the next look is due."""
+    def resume(self, skipped: float) -> None:
+        """After a jump over idle time: the lists of that time were asked for too, and the next one is due."""
+        asked = self._engine.now - 0.02
+        before = self._view
+        if before.trouble is None and before.listed_at is not None and not self._dockerd.down and skipped > LIST_EVERY:
+            self._view = RuntimeView(self._dockerd.facts(), max(before.listed_at, asked))
         self.refresh()
 
     def close(self) -> None:
@@ -182,19 +186,27 @@ class Prober:
         return not any(watch.job is not None or watch.asked for watch in self._watches.values())
 
     def resume(self, skipped: float) -> None:
-        """After a jump over idle time: what was answered before has gone on being answered."""
+        """After a jump over idle time: what was answered, or missed, before has gone on being so."""
         now = self._engine.now
         for watch in self._watches.values():
-            view = watch.view
-            if view.said is not None and not view.failures and not self._unaskable(watch.life.name):
-                health = Health(view.said, view.reason, watch.life.progress())
-                for _ in range(min(3, int(skipped / self._interval))):
-                    view = evidence.answered(view, health, now - 0.01, now - 0.02)
-                watch.view = view
+            watch.view = self._went_on(watch, min(3, int(skipped / self._interval)))
             if watch.prompt_over is not None and watch.view.prompt_ok:
                 watch.prompt_over = max(watch.prompt_over, now - self._rng.uniform(0.0, PROMPT_EVERY))
             self._plan_question(watch, self._rng.uniform(0.0, self._interval))
             self._think(watch)
+
+    def _went_on(self, watch: _Watch, rounds: int) -> ProbeView:
+        view, now = watch.view, self._engine.now
+        if self._unaskable(watch.life.name):
+            return view
+        if view.failures and view.miss is not None:
+            for _ in range(rounds):
+                view = evidence.missed(view, view.miss, view.error, now - 0.01)
+        elif view.said is not None:
+            health = Health(view.said, view.reason, watch.life.progress())
+            for _ in range(rounds):
+                view = evidence.answered(view, health, now - 0.01, now - 0.02)
+        return view
 
     # --- health questions --------------------------------------------------------------------------------------------
 

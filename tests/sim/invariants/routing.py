@@ -58,7 +58,7 @@ def a_sick_one_stays_out(m: Moment) -> Iterator[str]:
 def _heard(life: Life) -> bool:
     """Able to serve, and its probes say so."""
     queued = life.traits.behind_queue and len(life.running) >= life.traits.slots
-    return life.able and life.lie is None and not queued
+    return life.able and not life.grinds and life.lie is None and not queued
 
 
 def seen_bad_within(m: Moment, life: Life | None) -> float | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from hasupervisor.decide.placement import LIST_LASTS
 from hasupervisor.model import Cause, Phase, Record, State
 from tests.sim.invariants.frame import Moment, cycle
 from tests.sim.invariants.routing import seen_bad_within
@@ -74,6 +75,14 @@ def a_person_is_told(m: Moment) -> Iterator[str]:
         untold = not well and calm and name not in told and m.host.endless.hopeless(name, held)
         if m.ledger.lasting(("untold", name), untold, m.now) > bound:
             yield f"{name} cannot be healed and nobody has been told for {bound:.0f} s: {_said(m, [name])}"
+
+
+@cycle("11: nothing waits for a list of instances that the runtime would give")
+def no_list_grows_old(m: Moment) -> Iterator[str]:
+    """Bound: LIST_LASTS; a runtime that does not answer is another matter, of which a person is told."""
+    view = m.daemon.picture.view()
+    if view.listed_at is not None and view.trouble is None and m.now - view.listed_at > LIST_LASTS:
+        yield f"the runtime answers, and its list is {m.now - view.listed_at:.0f} s old"
 
 
 @cycle("12: nobody is shown as serving for longer than it takes to see that it cannot")
