@@ -276,15 +276,20 @@ def _stalled_for(case: _Case) -> float | None:
 
 
 def _loading(case: _Case, words: str) -> Verdict:
-    """On its way up, for `start_timeout` at most: from its start, or from when a new daemon met it."""
-    known = case.record.incarnation == case.fact.runtime_id
-    met = case.record.met_at if known and case.record.met_at is not None else case.now
-    age, limit = case.now - max(met, case.fact.started_at or 0.0), case.policy.start_timeout
+    """On its way up, for `start_timeout` at most."""
+    age, limit = loads_for(case.record, case.fact, case.now), case.policy.start_timeout
     if age > limit and _works(case):
         return Verdict(VerdictKind.LOADING, f"{words}; users reach it past the gateway, and its work moves")
     if age > limit:
         return Verdict(VerdictKind.SICK, f"did not serve within {limit:.0f} s of its start: {words}")
     return Verdict(VerdictKind.LOADING, f"{words} ({age:.0f} s of at most {limit:.0f} s)")
+
+
+def loads_for(record: Record, fact: Fact, now: float) -> float:
+    """Seconds that a process which is not proven has had for its load: from its start, or since a new daemon met it."""
+    known = record.incarnation == fact.runtime_id
+    met = record.met_at if known and record.met_at is not None else now
+    return now - max(met, fact.started_at or 0.0)
 
 
 def _works(case: _Case) -> bool:

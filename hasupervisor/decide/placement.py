@@ -1,13 +1,15 @@
 """Where and when an instance may start: on one GPU, or one host without GPUs, one loads at a time.
 
 That protects the one that loads, not at any price: while nobody serves, who has served before does not wait for a
-loader that takes far longer than loads have taken (`overdue`).
+loader that takes far longer than loads have taken (`overdue`), and nobody waits for one that healing does not end
+(`endless`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Set
 
+from hasupervisor.decide.health import loads_for, stale_after
 from hasupervisor.model import Phase, Policy, Record, Seen, State, StepKind, Verdict, VerdictKind, World
 
 LATE_AT_LEAST = 10.0
@@ -16,6 +18,9 @@ LATE_AT_LEAST = 10.0
 LIST_LASTS = 60.0
 """Seconds for which the runtime's list is a fact. It is asked for every few seconds, so one that is older was not
 renewed, whatever the reason."""
+
+OUT_OF_REACH = 2.0
+"""Times that an answer must be older than what is too old for a verdict, before nobody counts on the next one."""
 
 _GOOD = (VerdictKind.SERVING, VerdictKind.BUSY)
 _NOBODY: frozenset[str] = frozenset()
@@ -72,6 +77,29 @@ def overdue(instances: Iterable[Seen], now: float) -> frozenset[str]:
         return _NOBODY
     limit = max(LATE_AT_LEAST, 2.0 * load)
     return frozenset(s.record.name for s in everybody if (at := _began(s)) is not None and now - at > limit)
+
+
+def endless(pairs: Iterable[tuple[Seen, Verdict]], policy: Policy, now: float) -> frozenset[str]:
+    """Who is past `start_timeout` and is left alone all the same, or cannot be ended: to wait for it has no end.
+
+    That is one that nobody can ask, one that users reach past the gateway, and one that the runtime does not let go.
+    """
+    return frozenset(seen.record.name for seen, verdict in pairs if _is_endless(seen, verdict, policy, now))
+
+
+def _is_endless(seen: Seen, verdict: Verdict, policy: Policy, now: float) -> bool:
+    if seen.record.stuck is not None:
+        return True
+    if seen.fact is None or seen.record.leaving is not None:
+        return False
+    over = loads_for(seen.record, seen.fact, now) > policy.start_timeout
+    return over and (verdict.kind is VerdictKind.LOADING or _is_out_of_reach(verdict, policy, now))
+
+
+def _is_out_of_reach(verdict: Verdict, policy: Policy, now: float) -> bool:
+    """Whether nobody could ask it for so long that the next answer, which would end its load, is not just late."""
+    since = verdict.since if verdict.kind is VerdictKind.UNKNOWN else None
+    return since is not None and now - since > OUT_OF_REACH * stale_after(policy)
 
 
 def _began(seen: Seen) -> float | None:

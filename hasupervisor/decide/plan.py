@@ -184,6 +184,7 @@ def _turns(
     }
     good = frozenset(s.record.name for s, v in pairs if s.record.in_rotation and v.kind in _GOOD) - ends.keys()
     overdue = placement.overdue(world.instances, world.now)
+    endless = placement.endless(pairs, world.policy, world.now)
     disturbed = {d.name: d for d in brakes.disturbances(world.instances)}
     books = cards.books if cards is not None else None
     turned: dict[str, tuple[Turn, Verdict]] = {}
@@ -191,7 +192,7 @@ def _turns(
         name = seen.record.name
         others = brakes.Around(pairs, cause, tuple(disturbed.values()))
         last = not (good - {name})
-        beside = overdue if last and seen.record.load_s is not None else frozenset[str]()
+        beside = endless | overdue if last and seen.record.load_s is not None else endless
         around = _Around(
             loading=loading,
             brake=brakes.why_no_disturbance(seen, verdict, others, world.policy, world.now),

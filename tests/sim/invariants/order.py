@@ -118,8 +118,14 @@ def one_loads_at_a_time(m: Moment, s: Step) -> Iterator[str]:
 
 
 def _is_not_awaited(m: Moment, life: Life) -> bool:
-    """Whether it loads for far longer than usual while nobody serves: then users wait for whoever else may come up."""
+    """Whether it loads for far longer than usual while nobody serves: then users wait for whoever else may come up.
+
+    One that nobody can ask is past its `start_timeout`: it would be ended if it could be asked, and whoever waited for
+    it would wait without an end.
+    """
     age = m.now - (life.started_at or m.now)
+    if life.name in m.host.dockerd.unaskable and age > m.host.policy.start_timeout:
+        return True
     others = [other for other in m.host.lives() if other.able and other.address in m.host.nginx.live]
     return not others and age > 2.0 * 0.7 * m.host.traits.load
 
