@@ -7,6 +7,7 @@ loader that takes far longer than loads have taken (`overdue`), and nobody waits
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Iterable, Mapping, Set
 
 from hasupervisor.decide.health import loads_for, stale_after
@@ -65,8 +66,12 @@ def was_started(seen: Seen) -> bool:
 
 
 def known_load(records: Iterable[Record]) -> float | None:
-    """The longest that an instance took from its start to its first serving, as far as it was seen; None: never."""
-    return max((record.load_s for record in records if record.load_s is not None), default=None)
+    """What instances usually took from their start to their first serving, in seconds; None: it was never seen.
+
+    The middle one, of two the shorter: one that an outage kept from serving for minutes says nothing of the others.
+    """
+    seen = [record.load_s for record in records if record.load_s is not None]
+    return statistics.median_low(seen) if seen else None
 
 
 def overdue(instances: Iterable[Seen], now: float) -> frozenset[str]:

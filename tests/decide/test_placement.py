@@ -93,8 +93,9 @@ def test_a_load_that_is_usually_short_has_some_seconds_all_the_same() -> None:
     assert name(2) in overdue([*quick, loading(2, LATE_AT_LEAST + 0.1, load_s=1.0)], NOW)
 
 
-def test_the_longest_load_that_was_seen_is_what_loads_take() -> None:
-    assert known_load(s.record for s in (instance(1), instance(2, load_s=70.0), instance(3, load_s=None))) == 70.0
+def test_loads_take_what_the_middle_one_of_those_seen_took() -> None:
+    assert known_load(s.record for s in (instance(1), instance(2, load_s=70.0), instance(3, load_s=None))) == 20.0
+    assert known_load(instance(n, load_s=took).record for n, took in ((1, 5.0), (2, 240.0), (3, 15.0))) == 15.0
     assert known_load([]) is None
 
 
