@@ -209,6 +209,7 @@ def _turns(
         turn = advance(seen, verdict, _gate(seen, world, around))
         if turn.step is not None and turn.step.kind is StepKind.START:
             loading[name] = True
+            endless, overdue = endless - {name}, overdue - {name}  # of what it was before this start
             books = books.promise(name, turn.step.gpus) if books is not None else None
         if (found := brakes.disturbance(turn.record)) is not None:
             disturbed[name] = found

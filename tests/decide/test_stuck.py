@@ -21,6 +21,7 @@ from hasupervisor.model import (
     Verdict,
     VerdictKind,
 )
+from tests.decide.facts import NOW, decided, gone, steps
 
 POLICY = Policy(service="chatglm", ports=range(8000, 8100), min=1, max=4)
 HERE = Address("127.0.0.1", 8000)
@@ -67,3 +68,10 @@ def test_once_it_is_gone_it_is_started_anew() -> None:
 def test_an_old_list_proves_nothing() -> None:
     assert turn(None, 101.0, old=True).record.stuck is not None
     assert turn(Phase.EXITED, 100.0 + STUCK_RETRY, old=True).record.stuck is not None
+
+
+def test_one_that_is_gone_at_last_and_its_stand_in_are_started_one_after_the_other() -> None:
+    """Found by the simulator: the one that was stuck is waited for again from the moment that it is started."""
+    was_stuck = gone(1, stuck="cannot be ended: it is in D state", acted_at=NOW - 100.0)
+    found = decided([was_stuck, gone(2)])
+    assert list(steps(found).values()) == [StepKind.START]
