@@ -180,8 +180,8 @@ MUTANTS = (
     Mutant(
         "a loader that comes to no end keeps the others from starting while nobody serves (defect 10)",
         "plan.py",
-        "beside = overdue if last and seen.record.load_s is not None else frozenset[str]()",
-        "beside = frozenset[str]()",
+        "beside = endless | overdue if last and seen.record.load_s is not None else endless",
+        "beside = endless",
     ),
     Mutant(
         "one witness is enough for SIGKILL: two probes that are missed (defect 5)",
