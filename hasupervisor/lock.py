@@ -123,6 +123,7 @@ def _lock(path: Path, program: str, what: str) -> Lock:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
     except OSError as error:
         raise CannotTake(f"cannot lock {what}: {path}: {error.strerror}; ls -ld {path.parent} {path}") from error
+    _leave_to_the_owner(descriptor, path)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
@@ -138,6 +139,18 @@ def _lock(path: Path, program: str, what: str) -> Lock:
     except OSError as error:  # a full disk: the lock holds all the same, only its card is missing
         log.warning("the lock does not say who holds it", path=str(path), why=error.strerror)
     return Lock(descriptor)
+
+
+def _leave_to_the_owner(descriptor: int, path: Path) -> None:
+    """What root makes in a folder of the service's user (`--adopt`) the service has to be able to lock afterwards."""
+    if os.geteuid() != 0:
+        return
+    try:
+        folder = path.parent.stat()
+        if os.fstat(descriptor).st_uid != folder.st_uid:
+            os.fchown(descriptor, folder.st_uid, folder.st_gid)
+    except OSError as error:
+        log.warning("the lock stays root's", path=str(path), why=error.strerror)
 
 
 def _card(program: str) -> str:

@@ -265,9 +265,11 @@ def _stands_still(case: _Case) -> bool:
         return False
     if traffic.in_flight_known and not traffic.in_flight:
         return False
-    due = 2.0 * traffic.mean_ms / 1000.0 / traffic.in_flight if traffic.mean_ms is not None and traffic.in_flight else 0
+    due = case.policy.timeout  # as long as nobody knows how long its answers take
+    if traffic.mean_ms is not None and traffic.in_flight:
+        due = 2.0 * traffic.mean_ms / 1000.0 / traffic.in_flight
     ago = case.moved_ago
-    return ago is None or ago > max(STILL, due)
+    return ago is not None and ago > max(STILL, due)
 
 
 def _stalled_for(case: _Case) -> float | None:

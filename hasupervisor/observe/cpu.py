@@ -45,17 +45,17 @@ class CpuUse:
     def look(self, name: str, pid: int | None) -> float | None:
         """Since when the processes under `pid` have used no CPU to speak of; None: they do, or nobody knows."""
         now = self._clock()
+        before = self._samples.get(name)
+        if before is not None and before.pid == pid and now - before.at < 0.5:
+            return before.idle_since  # a tick is 10 ms: less than this says nothing, and a look costs time
         ticks = tree_ticks(pid) if pid is not None and self._is_its(name, pid) else None
         if pid is None or ticks is None:
             self._samples.pop(name, None)
             return None
-        before = self._samples.get(name)
         if before is None or before.pid != pid or now - before.at > STALE:
             self._samples[name] = _Sample(pid, now, ticks)
             return None
         passed = now - before.at
-        if passed < 0.5:  # a tick is 10 ms: less than this says nothing
-            return before.idle_since
         # Less than before: one of them has ended, and what it had worked went with it.
         is_busy = ticks < before.ticks or (ticks - before.ticks) / TICKS >= BUSY * passed
         idle_since = None if is_busy else (before.idle_since if before.idle_since is not None else before.at)

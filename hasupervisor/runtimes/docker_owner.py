@@ -21,7 +21,7 @@ def take_over(other: Foreign, settings: DockerSettings, engine: str) -> None:
     """
     owner = settings.owner
     assert owner is not None
-    who = alive(other.identity)
+    who = alive(other.identity, other.place)
     if other.place != owner.place or who is not None:
         raise Refused(refusal(other, settings.service, engine, who))
     owner.adopt(other.identity)
@@ -33,7 +33,7 @@ def take_over(other: Foreign, settings: DockerSettings, engine: str) -> None:
 
 def adopt(other: Foreign, settings: DockerSettings, engine: str) -> str:
     """Takes over what a person says is to be taken over; returns the words for it. Raises Refused when it is alive."""
-    owner, who = settings.owner, alive(other.identity)
+    owner, who = settings.owner, alive(other.identity, other.place)
     assert owner is not None
     if who is not None:
         raise Refused(

@@ -1,15 +1,17 @@
 """Whose containers are whose: a state directory has an identity, which every container of its daemon carries.
 
 The identity is a file in state.dir, and a name that the living daemon holds in the kernel, so that others can see
-whether it lives. The name cannot be guessed: it is in that file and in the labels of the containers alone, so nobody
-who may not talk to dockerd can take it first.
+whether it lives. Everybody on the host can read such names, and take one while the daemon is away: a holder counts only
+if it is root, the service's user, ours, or the owner of the state directory.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
+import pwd
 import secrets
 import socket
 import struct
@@ -21,6 +23,7 @@ import structlog
 log = structlog.get_logger(__name__)
 
 FILE = "identity.json"
+SERVICE_USER = "chatglm-ha"  # whom the unit runs as
 
 
 class Alive(Exception):
@@ -66,10 +69,14 @@ class Ownership:
             name.close()
             if error.errno != errno.EADDRINUSE:
                 raise
-            raise Alive(
-                f"a daemon with the identity of {self.place} runs already ({alive(self.id) or 'it does not say who'}): "
-                f"is this state directory a copy of its own? rm {self._file} makes it another one"
-            ) from None
+            who = alive(self.id, self.place)
+            if who is not None:
+                raise Alive(
+                    f"a daemon with the identity of {self.place} runs already ({who}): "
+                    f"is this state directory a copy of its own? rm {self._file} makes it another one"
+                ) from None
+            log.warning("a stranger holds the name that shows others that this daemon lives; ss -xlp | grep chatglm-ha")
+            return
         self._name = name
 
     def release(self) -> None:
@@ -98,18 +105,31 @@ class Ownership:
             log.warning(f"the identity cannot be kept: {self._file}: {error.strerror}; df -h {self._file.parent}")
 
 
-def alive(identity: str) -> str | None:
-    """Which daemon with this identity lives on this host, "pid 4711"; None: none, as far as can be seen."""
+def alive(identity: str, place: str) -> str | None:
+    """Which daemon with this identity lives on this host, "pid 4711"; None: none, as far as can be seen.
+
+    `place` is where its state directory is said to be (Ownership.place).
+    """
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as asking:
         asking.setblocking(False)
         try:
             asking.connect(_kernel_name(identity))
-        except ConnectionRefusedError:
-            return None
         except BlockingIOError:
             return "a daemon that lives"
-        pid, _, _ = struct.unpack("3i", asking.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
-        return f"pid {pid}"
+        except OSError:  # nobody is there; or what stands in a label is no identity of ours
+            return None
+        pid, uid, _ = struct.unpack("3i", asking.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+        return f"pid {pid}" if uid in _trusted(place) else None
+
+
+def _trusted(place: str) -> frozenset[int]:
+    """The users whose daemon may have that state directory."""
+    uids = {0, os.geteuid()}
+    with contextlib.suppress(KeyError):
+        uids.add(pwd.getpwnam(SERVICE_USER).pw_uid)
+    with contextlib.suppress(OSError):
+        uids.add(Path(place.partition(":")[2]).stat().st_uid)
+    return frozenset(uids)
 
 
 def _kernel_name(identity: str) -> str:
@@ -138,9 +158,12 @@ def _read(file: Path) -> _Written | None:
 def _is_copy(found: _Written, host: str, folder: Path) -> bool:
     """Whether the directory that the identity was made in is still there with it: then this one is not the same."""
     there, _, path = found.place.partition(":")
-    if there != host or not (Path(path) / FILE).exists():
-        return False
-    if (Path(path) / FILE).samefile(folder / FILE):  # another way to the same directory
+    try:
+        if there != host or not (Path(path) / FILE).exists():
+            return False
+        if (Path(path) / FILE).samefile(folder / FILE):  # another way to the same directory
+            return False
+    except OSError:  # a place that may not be looked at: nobody can know
         return False
     before = _read(Path(path) / FILE)
     return before is not None and before.id == found.id

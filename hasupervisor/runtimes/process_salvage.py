@@ -74,7 +74,8 @@ def recover(run_dir: Path, log_dir: Path) -> list[tuple[str, str]]:
     Raises OSError.
     """
     told = []
-    keepers = {pid: Path(words[1]) for pid in _pids() if len(words := keeper_words(pid)) == 2}
+    found = {pid: words for pid in _pids() if len(words := keeper_words(pid)) == 2 and _is_trusted(pid)}
+    keepers = {pid: Path(words[1]) for pid, words in found.items() if words[0] == Path(words[1]).stem}
     lost = {pid: path for pid, path in keepers.items() if path.parent == run_dir and not path.exists()}
     for pid in _pids() if lost else ():
         fields = keeper.stat_fields(pid)
@@ -85,6 +86,14 @@ def recover(run_dir: Path, log_dir: Path) -> list[tuple[str, str]]:
             keeper.write_record(str(path), record)
             told.append((path.stem, f"its record {path} was gone; it was written anew from its process, pid {pid}"))
     return told
+
+
+def _is_trusted(pid: int) -> bool:
+    """Whether a keeper may be one of this daemon's: its own user has started it, or root before that."""
+    try:
+        return Path(f"/proc/{pid}").stat().st_uid in (0, os.geteuid())
+    except OSError:  # it has ended
+        return False
 
 
 def misnamed(path: Path, name: str) -> Problem:
@@ -101,7 +110,7 @@ def _look_for(path: Path, log_file: Path) -> _Found:
         fields = keeper.stat_fields(pid)
         if fields is None or fields[0] in GONE_STATES:
             continue
-        words = keeper_words(pid)
+        words = keeper_words(pid) if _is_trusted(pid) else []
         if words == [path.stem, str(path)]:
             ours.add(pid)
         elif words == [path.stem]:

@@ -79,7 +79,11 @@ TABLE: dict[str, tuple[Seen, VerdictKind]] = {
     "refuses connections for longer": (silent(instance(), 6.0, miss=Miss.REFUSED), V.DEAD),
     # its answer is late, and not missed yet: it leaves the rotation only where its work stands still as well
     "is late, its work stands still and it uses no CPU": (idle_cpu(late(working(instance(), moved=3.0))), V.SUSPECT),
-    "the same, opaque": (idle_cpu(late(working(instance(), told=False))), V.SUSPECT),
+    "the same, opaque": (
+        trafficked(idle_cpu(late(working(instance(), told=False))), completed_at=NOW - 3.0, mean_ms=300.0),
+        V.SUSPECT,
+    ),
+    "the same, and nobody has seen it move yet": (idle_cpu(late(working(instance(), told=False))), V.SERVING),
     "the same, it uses the CPU": (late(working(instance(), moved=3.0)), V.SERVING),
     "is late, uses no CPU, has just answered a user": (
         trafficked(idle_cpu(late(working(instance(), told=False))), completed_at=NOW - 0.5),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -66,10 +68,40 @@ def test_one_that_cannot_be_written_does_not_keep_the_daemon_from_starting(tmp_p
 
 def test_whoever_holds_it_is_seen_to_live_and_nobody_else_can_hold_it(state: Path) -> None:
     first = Ownership(state, "gpu-07")
-    assert alive(first.id) is None
+    assert alive(first.id, first.place) is None
     first.hold()
-    assert alive(first.id) == f"pid {os.getpid()}"
+    assert alive(first.id, first.place) == f"pid {os.getpid()}"
     with pytest.raises(Alive, match=f"a daemon with the identity of gpu-07:{state} runs already .pid {os.getpid()}."):
         Ownership(state, "gpu-07").hold()
     first.release()
-    assert alive(first.id) is None
+    assert alive(first.id, first.place) is None
+
+
+HOLD = """
+import os, socket, sys
+os.setuid(65534)
+name = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+name.bind(sys.argv[1])
+name.listen(16)
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_a_stranger_who_holds_the_name_is_no_daemon_and_keeps_none_from_starting(state: Path) -> None:
+    ours = Ownership(state, "gpu-07")
+    name = f"\0chatglm-ha-{ours.id}"
+    code = HOLD.replace("sys.argv[1]", repr(name))
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as stranger:
+        assert stranger.stdout is not None
+        assert stranger.stdout.readline() == "held\n"
+        assert alive(ours.id, ours.place) is None
+        ours.hold()  # it says so, and goes on
+        ours.release()
+        stranger.communicate("", timeout=10.0)
+
+
+def test_what_stands_in_a_label_and_is_no_identity_is_nobodys() -> None:
+    assert alive("x" * 200, "gpu-07:/nowhere") is None
