@@ -68,10 +68,10 @@ class Lookout:
         reception = self._seen.reception
         await reception.start()
         self._seen.delivery.room_open = reception.open
-        if reception.open:
-            self._seen.troubles.pop("room", None)
-        else:
+        if reception.trouble:
             self._seen.troubles["room"] = reception.trouble
+        else:
+            self._seen.troubles.pop("room", None)
 
     def check_sign(self, answer: Answer) -> None:
         """An nginx that runs our files and does not see that we live would never ask us."""

@@ -40,40 +40,52 @@ class Reception:
         self._room = Room(serving, self.waiting)
         self._keeper = keeper
         self._sign = Sign(settings.sign, lasting)
+        self._is_shown = False
         self._is_always_seen = False
+        self._is_told = False
 
     @property
     def open(self) -> bool:
         return self._room.open
 
     async def start(self) -> None:
-        """Begins to listen, if it does not yet."""
-        if self.open:
+        """Begins to listen and shows the sign of life, whatever of it is not done yet."""
+        if self.open and self._is_shown:
             return
         try:
-            await self._room.start(open_room_socket(self._path, self._group, self._keeper))
+            if not self.open:
+                await self._room.start(open_room_socket(self._path, self._group, self._keeper))
             self._sign.show()
+            self._is_shown = True
         except OSError as error:
-            words = f"nginx cannot ask the daemon, so no request waits and /health asks the instances: {error}"
-            if words != self.trouble:
-                log.warning(words)
-            self.trouble = words
+            self._fail(f"nginx cannot ask the daemon, so no request waits and /health asks the instances: {error}")
         else:
             self.trouble = ""
+
+    def _fail(self, words: str) -> None:
+        if words != self.trouble:
+            log.warning(words)
+        self.trouble = words
 
     def is_overlooked(self) -> None:
         """nginx runs our files and does not find the sign: it is put where it is always found."""
         if self._is_always_seen or not self.open:
             return
-        self._is_always_seen = True
-        log.warning(
-            "nginx does not see this process in /proc (hidepid=, ProtectProc=): while the daemon is away, nginx will "
-            "write a line to its error log for each request; mount -o remount,hidepid=0 /proc"
-        )
+        if not self._is_told:
+            self._is_told = True
+            log.warning(
+                "nginx does not see this process in /proc (hidepid=, ProtectProc=): while the daemon is away, nginx "
+                "will write a line to its error log for each request; mount -o remount,hidepid=0 /proc"
+            )
         try:
             self._sign.always()
         except OSError as error:
-            log.error("nginx's access log and held requests will not reach the daemon", reason=str(error))
+            self._fail(
+                f"nginx's access log and held requests do not reach the daemon: {error}; df -h {self._path.parent}"
+            )
+        else:
+            self._is_always_seen = True
+            self.trouble = ""
 
     async def close(self) -> None:
         """Stops listening; whoever waits is told that there is nobody."""
