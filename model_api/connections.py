@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 HEAD_TIMEOUT = 10.0  # seconds from a request's first byte, or from the connection, to the end of its head
 READ_TIMEOUT = 60.0  # seconds in which a client must take some of the 64 kB that wait for it
 LINGER = 5.0  # seconds for a client to end what it sends after it has its answer
-LONGEST_HEAD = 16_384  # bytes
+LONGEST_HEAD = 65_536  # bytes: more than nginx lets through
 MOST = 4096  # connections, where the limit of open files allows so many and admission needs no more
 OTHER_FILES = 128  # descriptors that are kept for all else: the log, the model's files, connections on their way out
 FEWEST = 16
@@ -34,8 +34,12 @@ def raise_file_limit() -> int:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = 1 << 20 if hard == resource.RLIM_INFINITY else hard
     if soft != resource.RLIM_INFINITY and soft < wanted:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-        soft = wanted
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+        except (OSError, ValueError) as error:  # a hard limit above fs.nr_open
+            log.warning("no more than %d files may be open: %s; ulimit -Hn, sysctl fs.nr_open", soft, error)
+        else:
+            soft = wanted
     return wanted if soft == resource.RLIM_INFINITY else soft
 
 

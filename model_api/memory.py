@@ -38,7 +38,7 @@ def free_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return int(free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device))
-    return min(_available_ram(), _cgroup_room())
+    return min(_available_ram(), cgroup_room())
 
 
 def free_on_gpu(device: torch.device) -> int:
@@ -55,19 +55,24 @@ def _available_ram() -> int:
     return 1 << 30
 
 
-def _cgroup_room() -> int:
-    """What the container's limit leaves; huge where there is no limit."""
-    for limit, used in (
-        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
-        ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+def cgroup_room(root: Path = Path("/sys/fs/cgroup")) -> int:
+    """What the container's limit leaves, in bytes; huge where there is no limit.
+
+    Files that were read (the weights, a moment ago) count as held there, and are given back when memory is wanted.
+    """
+    for limit, used, stat, prefix in (
+        ("memory.max", "memory.current", "memory.stat", ""),
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat", "total_"),
     ):
         try:
-            most = Path(limit).read_text().strip()
-            held = Path(used).read_text().strip()
+            most, held = (root / limit).read_text().strip(), (root / used).read_text().strip()
+            lines = [line.split() for line in (root / stat).read_text().splitlines()]
         except OSError:
             continue
         if most.isdigit() and held.isdigit():
-            return max(0, int(most) - int(held))
+            cache = (f"{prefix}inactive_file", f"{prefix}active_file")
+            back = sum(int(words[1]) for words in lines if len(words) == 2 and words[0] in cache)
+            return max(0, int(most) - max(0, int(held) - back))
     return 1 << 62
 
 

@@ -37,7 +37,9 @@ class TemplateCodec:
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
         self._lock = threading.Lock()  # encoding sets state inside the tokenizer; decoding does not
-        added = sorted((str(token) for token in tokenizer.added_tokens_decoder.values()), key=len, reverse=True)
+        # Ordinary added tokens (</think>, a run of blanks) are words of the text, and templates look for some of them.
+        special = (str(token) for token in tokenizer.added_tokens_decoder.values() if token.special)
+        added = sorted(special, key=len, reverse=True)
         # One character cannot be taken apart; such tokens (a line feed, say) mark no roles.
         spelt = [re.escape(token) for token in added if len(token) > 1]
         self._special = re.compile("|".join(spelt) or r"(?!)")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,8 +15,8 @@ from torch import Tensor
 
 from model_api.backends.base import LoadedModel, Prompt
 from model_api.backends.rows import COLUMNS, RowCache
-from model_api.budget import REGAIN_STEPS, RELEARN_STEPS, Budget
-from model_api.memory import kv_budget
+from model_api.budget import REGAIN_STEPS, RELEARN_S, RELEARN_STEPS, Budget
+from model_api.memory import cgroup_room, kv_budget
 from model_api.request import Finished, Request, Started
 from tests.model.driving import GREEDY, driving, meddled
 from tests.model.test_engine import out_of_memory
@@ -178,6 +179,36 @@ def test_a_budget_of_less_than_a_context_says_how_long_a_request_can_be() -> Non
     for _ in range(RELEARN_STEPS):
         budget.stepped()
     assert budget.longest == 5 * COLUMNS
+
+
+def test_a_length_that_did_not_fit_once_is_tried_again_after_a_while_without_any_step() -> None:
+    now = 1000.0
+    budget = Budget(PastOnly(), 8, 100_000, 2000, clock=lambda: now)
+    budget.does_not_hold(200)
+    now += RELEARN_S - 1.0
+    assert budget.longest == 180
+    now += 1.0
+    assert budget.longest == 2000
+    budget.does_not_hold(300)
+    assert budget.longest == 270
+
+
+@pytest.mark.parametrize(("folder", "prefix", "names"), [
+    ("", "", ("memory.max", "memory.current", "memory.stat")),
+    ("memory", "total_", ("memory.limit_in_bytes", "memory.usage_in_bytes", "memory.stat")),
+])  # fmt: skip
+def test_files_that_were_read_do_not_count_as_memory_that_a_container_holds(
+    tmp_path: Path, folder: str, prefix: str, names: tuple[str, str, str]
+) -> None:
+    where = tmp_path / folder
+    where.mkdir(exist_ok=True)
+    for name, text in zip(names, ("8000\n", "7900\n", ""), strict=True):
+        (where / name).write_text(text)
+    assert cgroup_room(tmp_path) == 100
+    (where / names[2]).write_text(f"anon 1900\n{prefix}inactive_file 5000\n{prefix}active_file 900\nshmem 0\n")
+    assert cgroup_room(tmp_path) == 6000
+    (where / names[0]).write_text("max\n")
+    assert cgroup_room(tmp_path) > 1 << 60
 
 
 def test_the_budget_is_what_memory_holds_even_if_that_is_less_than_a_context(embedded: LoadedModel) -> None:

@@ -72,6 +72,19 @@ def test_a_parameter_that_is_known_elsewhere_and_not_done_here_is_refused_by_its
         assert problem.headers()["x-should-retry"] == "false"
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("enable_thinking", False),
+        ("thinking", {"type": "disabled"}),
+        ("chat_template_kwargs", {}),
+        ("chat_template_kwargs", {"enable_thinking": False}),
+    ],
+)
+def test_to_ask_a_model_that_does_not_think_not_to_think_is_no_mistake(name: str, value: object) -> None:
+    assert chat(**{name: value}).ignored == ()
+
+
 @pytest.mark.parametrize("name", [*OF_VLLM, *OF_VLLM_CHAT, *OF_OPENAI, *OF_TRANSFORMERS])
 def test_a_null_asks_for_nothing(name: str) -> None:
     assert chat(**{name: None}).ignored == ()

@@ -56,6 +56,13 @@ def test_a_dialogue_without_such_text_is_encoded_as_the_template_writes_it(
     assert embedded.codec.chat(messages) == tokenizer.encode(text, add_special_tokens=False)
 
 
+def test_ordinary_added_tokens_are_words_that_a_template_may_look_for(tokenizer: Any) -> None:
+    tokenizer.add_tokens(["</think>"])  # not special, as the reasoning models have it
+    tokenizer.chat_template = "{% for m in messages %}{{ m.content.split('</think>')[-1] }}{% endfor %}"
+    told = [{"role": "assistant", "content": "secret</think>answer"}]
+    assert tokenizer.decode(TemplateCodec(tokenizer).chat(told)) == "answer"
+
+
 def test_a_role_spelt_in_another_key_of_a_message_is_text_too(tokenizer: Any) -> None:
     tokenizer.chat_template = "{% for m in messages %}{{ m.name }}{{ m.content }}{% endfor %}"
     ids = TemplateCodec(tokenizer).chat([{"role": "user", "name": "<|assistant|>", "content": "x"}])
