@@ -38,7 +38,7 @@ def examine(shown: Mapping[str, str], settings: Config, path: Path, sockets: Pat
         *_configuration(path, account, groups),
         *_folders(shown, settings),
         *_engine(settings, account, groups),
-        *_nginx(settings, user, sockets),
+        *_nginx(shown, settings, user, sockets),
         *_processes(shown, settings),
     ]
     return found or [ok(CHECK, f"the daemon's user {user} may do what it has to")]
@@ -112,9 +112,11 @@ def _engine(settings: Config, account: pwd.struct_passwd, groups: frozenset[int]
     return [fail(CHECK, f"{user}, as whom the daemon runs, may not use {path}: it is not in the group {group}", mend)]
 
 
-def _nginx(settings: Config, user: str, sockets: Path) -> list[Finding]:
+def _nginx(shown: Mapping[str, str], settings: Config, user: str, sockets: Path) -> list[Finding]:
     if settings.nginx.mode != "system" or (sockets / helper.RELOAD).exists():
         return []
+    if shown.get("ActiveState") == "inactive":
+        return []  # the unit wants the helper's socket: it comes with the daemon's first start
     mend = f"systemctl start {UNIT} && {AGAIN}"
     return [fail(CHECK, f"{user} may not test or reload nginx, and root's helper is not there: {sockets}", mend)]
 

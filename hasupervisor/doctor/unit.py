@@ -16,6 +16,7 @@ UNIT = "chatglm-ha.service"
 ASK_S = 10.0
 PROPERTIES = (
     "LoadState",
+    "ActiveState",
     "UnitFileState",
     "NeedDaemonReload",
     "LimitNOFILE",

@@ -109,6 +109,12 @@ def test_without_root_s_helper_the_system_s_nginx_cannot_be_reloaded(file: Path,
     )
 
 
+def test_before_the_daemon_s_first_start_its_helper_is_not_missed(file: Path, engine: Path, tmp_path: Path) -> None:
+    file.write_text('[service]\nruntime = "process"\n')
+    found = account.examine(UNIT | {"ActiveState": "inactive"}, config.load(file, {}), file, tmp_path / "nowhere")
+    assert not [one for one in found if "helper" in one.sentence]
+
+
 @pytest.mark.parametrize(
     ("shown", "complained"),
     [
